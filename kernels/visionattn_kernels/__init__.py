@@ -1,0 +1,1 @@
+"""The attention operators behind visionattn, usable without it."""

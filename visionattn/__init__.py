@@ -1,0 +1,1 @@
+"""Vision backbones of the attention literature, registered into timm on import."""
