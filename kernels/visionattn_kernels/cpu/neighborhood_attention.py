@@ -1,0 +1,102 @@
+"""Neighborhood attention on the CPU: query tiles, one additive mask and batched matrix products.
+
+A tile of queries is multiplied with all keys that any of its windows holds, and the mask takes out the rest, the bias
+being part of it. The classes of a dilation are further batches. Tiles are copied a row of tiles at a time and their
+scores stay in the cache; nothing grows faster than the area of the map.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from visionattn_kernels.cpu.tiles import TilePlan, chunks, gather, matrices, residue_maps, tile_plan
+from visionattn_kernels.layout import empty_map
+
+
+def forward(query, key, value, bias, kernel_size, stride, dilation, scale):
+    """Batched SDPA on query tiles with an additive mask, one row of tiles at a time."""
+    out = empty_map(query)
+    lse = query.new_empty(query.shape[:4], dtype=torch.promote_types(query.dtype, torch.float32))
+    maps = (residue_maps(x, dilation) for x in (query, key, value, out, lse.unsqueeze(-1)))
+    for q, k, v, o, total in zip(*maps, strict=True):
+        plan = tile_plan(tuple(q.shape[4:6]), tuple(kernel_size), tuple(stride), query.dtype)
+        mask = plan.mask if bias is None else plan.bias_mask(bias)
+        for chunk in chunks(plan, q.shape[:3], q.shape[3]):
+            _attend(q[chunk], k[chunk], v[chunk], o[chunk], total[chunk], plan, mask, scale)
+    return out, lse
+
+
+def _attend(q, k, v, out, lse, plan: TilePlan, mask, scale) -> None:
+    """Write attention of one chunk into `out` and the logarithms of the softmax's sums into `lse`."""
+    rows, columns = plan.rows, plan.columns
+    for pattern, top, first in zip(plan.pattern, rows.query_start, rows.key_start, strict=True):
+        queries = gather(q[..., top : top + rows.queries, :, :], columns.query_start, columns.queries, q.dtype)
+        keys, values = (
+            gather(x[..., first : first + rows.keys, :, :], columns.key_start, columns.keys, x.dtype) for x in (k, v)
+        )
+        row_mask = mask[pattern].expand(-1, q.shape[3], -1, -1).flatten(0, 1).unsqueeze(0)
+        result, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            matrices(queries), matrices(keys), matrices(values), attn_mask=row_mask, scale=scale
+        )
+        result, total = result.reshape(queries.shape), total.transpose(1, 2).reshape(*queries.shape[:-1], 1)
+        for tile, left in enumerate(columns.query_start):
+            here = (..., slice(top, top + rows.queries), slice(left, left + columns.queries), slice(None))
+            out[here] = result[:, :, :, tile]
+            lse[here] = total[:, :, :, tile]
+
+
+def backward(grad, query, key, value, bias, out, lse, kernel_size, stride, dilation, scale):
+    """Closed form on the tiles of the forward, whose scores are computed again; sums in at least float32."""
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    grad_query, grad_key, grad_value = (empty_map(query, dtype).zero_() for _ in range(3))
+    grad_bias = query.new_zeros(0 if bias is None else (*bias.shape,), dtype=dtype)
+    maps = (residue_maps(x, dilation) for x in (query, key, value, grad, grad_query, grad_key, grad_value))
+    for parts in zip(*maps, strict=True):
+        plan = tile_plan(tuple(parts[0].shape[4:6]), tuple(kernel_size), tuple(stride), dtype)
+        mask = plan.mask if bias is None else plan.bias_mask(bias.to(dtype))
+        grad_mask = None if bias is None else torch.zeros_like(mask)
+        for chunk in chunks(plan, parts[0].shape[:3], query.shape[1]):
+            _attend_backward(*(x[chunk] for x in parts), plan, mask, grad_mask, scale)
+        if bias is not None:
+            _add_bias_gradient(grad_bias, grad_mask, plan)
+    return tuple(x.to(query.dtype) for x in (grad_query, grad_key, grad_value, grad_bias))
+
+
+def _attend_backward(q, k, v, grad, grad_q, grad_k, grad_v, plan: TilePlan, mask, grad_mask, scale) -> None:
+    """Add the gradients of one chunk to `grad_q`, `grad_k`, `grad_v` and, unless it is None, `grad_mask`."""
+    rows, columns, dtype = plan.rows, plan.columns, grad_q.dtype
+    for row, (pattern, top, first) in enumerate(zip(plan.pattern, rows.query_start, rows.key_start, strict=True)):
+        query_rows, key_rows = slice(top, top + rows.queries), slice(first, first + rows.keys)
+        queries, grads = (
+            gather(x[..., query_rows, :, :], columns.query_start, columns.queries, dtype) for x in (q, grad)
+        )
+        keys, values = (gather(x[..., key_rows, :, :], columns.key_start, columns.keys, dtype) for x in (k, v))
+        # A query that two tiles cover counts once: without its gradient, the later tile adds nothing for it.
+        grads[..., : rows.fresh[row], :, :] = 0
+        for tile, fresh in enumerate(columns.fresh):
+            grads[:, :, :, tile, ..., :fresh, :] = 0
+        tiles, key_tiles = queries.shape, keys.shape
+        queries, keys, values, grads = (matrices(x) for x in (queries.mul_(scale), keys, values, grads))
+        row_mask = mask[pattern].expand(-1, q.shape[3], -1, -1).flatten(0, 1)
+        weights = torch.softmax((queries @ keys.transpose(-2, -1)).add_(row_mask), -1)
+        grad_weights = grads @ values.transpose(-2, -1)
+        grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, dtype)
+        if grad_mask is not None:
+            grad_mask[pattern] += grad_scores.sum(0).view(grad_mask.shape[1:])
+        tile_q = (grad_scores @ keys).mul_(scale).view(tiles)
+        tile_k = (grad_scores.transpose(-2, -1) @ queries).view(key_tiles)
+        tile_v = (weights.transpose(-2, -1) @ grads).view(key_tiles)
+        for tile, (left, start) in enumerate(zip(columns.query_start, columns.key_start, strict=True)):
+            grad_q[..., query_rows, left : left + columns.queries, :] += tile_q[:, :, :, tile]
+            grad_k[..., key_rows, start : start + columns.keys, :] += tile_k[:, :, :, tile]
+            grad_v[..., key_rows, start : start + columns.keys, :] += tile_v[:, :, :, tile]
+
+
+def _add_bias_gradient(grad_bias: Tensor, grad_mask: Tensor, plan: TilePlan) -> None:
+    """Add the gradient of the masks (patterns, columns, heads, queries, keys) to that of their bias."""
+    heads = len(grad_bias)
+    per_head = grad_mask.permute(2, 0, 1, 3, 4).reshape(heads, -1)
+    entries = grad_bias.new_zeros(heads, grad_bias[0].numel() + 1)
+    entries.scatter_add_(1, plan.index.flatten().expand(heads, -1), per_head)
+    grad_bias += entries[:, :-1].view(grad_bias.shape)

@@ -1,0 +1,155 @@
+"""How the CPU paths of the windowed operators cover a map: query tiles, the keys each needs, and an additive mask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from visionattn_kernels.ops.windows import window_offsets, window_start
+
+# Queries a tile and axis. A tile of T queries reads T + K - 1 keys an axis: smaller tiles compute fewer masked scores,
+# larger ones make better matrix products. With K = 7, 7 and 8 were fastest or within 15 % of it from 14x14 to 128x160.
+TILE = 8
+
+# Scores computed at once on the CPU: 4 MiB in float32, so that they stay in the second-level cache.
+SCORES_AT_ONCE = 2**20
+
+
+class AxisTiles(NamedTuple):
+    """How query tiles cover one axis. All tiles have the same size, so that they batch; the last one may overlap.
+
+    Attributes:
+        queries: Queries a tile.
+        keys: Keys a tile: enough for the union of its queries' windows.
+        query_start: First query of each tile.
+        key_start: First key of each tile.
+        fresh: Number of leading queries of each tile that an earlier tile has already covered.
+        offsets: (tiles, queries, keys) as in `window_offsets`, local to each tile.
+    """
+
+    queries: int
+    keys: int
+    query_start: list[int]
+    key_start: list[int]
+    fresh: list[int]
+    offsets: Tensor
+
+
+@lru_cache(maxsize=256)
+def axis_tiles(length: int, kernel: int, stride: int) -> AxisTiles:
+    """Cover an axis of `length` members with query tiles of nearly `TILE` queries."""
+    count = -(-length // TILE)
+    size = -(-length // count)
+    start = window_start(torch.arange(length), length, kernel, stride).tolist()
+    query_start = [min(tile * size, length - size) for tile in range(count)]
+    keys = max(start[first + size - 1] + kernel - start[first] for first in query_start)
+    key_start = [min(start[first], length - keys) for first in query_start]
+    offsets = window_offsets(length, kernel, stride, 1)
+    local = [offsets[q : q + size, k : k + keys] for q, k in zip(query_start, key_start, strict=True)]
+    fresh = [tile * size - first for tile, first in enumerate(query_start)]
+    return AxisTiles(size, keys, query_start, key_start, fresh, torch.stack(local))
+
+
+class TilePlan(NamedTuple):
+    """How query tiles cover a map of one residue class per axis. Tiles of a row are computed together.
+
+    Attributes:
+        rows, columns: Tiles along each axis.
+        pattern: For each row of tiles, the entry of `index` and `mask` that is its own.
+        index: (patterns, columns, queries, keys) int64 into the flattened relative bias with one entry appended, that
+            of the keys outside the window; queries and keys of a tile are flattened row-major.
+        mask: (patterns, columns, 1, queries, keys) 0 where the query sees the key and -inf elsewhere.
+    """
+
+    rows: AxisTiles
+    columns: AxisTiles
+    pattern: list[int]
+    index: Tensor
+    mask: Tensor
+
+    def bias_mask(self, bias: Tensor) -> Tensor:
+        """`mask` with a relative bias (heads, 2K-1, 2K-1) in place of its zeros: (patterns, columns, heads, ...)."""
+        heads = len(bias)
+        entries = torch.cat([bias.flatten(1), bias.new_full((heads, 1), float("-inf"))], dim=1)
+        filled = entries.index_select(1, self.index.flatten()).view(heads, *self.index.shape)
+        return filled.permute(1, 2, 0, 3, 4).contiguous()
+
+
+@lru_cache(maxsize=64)
+def tile_plan(
+    shape: tuple[int, int], kernel_size: tuple[int, int], stride: tuple[int, int], dtype: torch.dtype
+) -> TilePlan:
+    """Cover a map of `shape` (rows, columns) with tiles; the mask has `dtype`. Cached, at most 64 plans."""
+    rows, columns = (axis_tiles(*axis) for axis in zip(shape, kernel_size, stride, strict=True))
+    patterns, pattern = torch.unique(rows.offsets, dim=0, return_inverse=True)
+    row = patterns[:, None, :, None, :, None]
+    column = columns.offsets[None, :, None, :, None, :]
+    outside = (2 * kernel_size[0] - 1) * (2 * kernel_size[1] - 1)
+    index = torch.where((row < 0) | (column < 0), outside, row * (2 * kernel_size[1] - 1) + column)
+    index = index.flatten(4, 5).flatten(2, 3)
+    mask = torch.zeros(index.shape, dtype=dtype).masked_fill_(index == outside, float("-inf"))
+    return TilePlan(rows, columns, pattern.tolist(), index, mask.unsqueeze(2))
+
+
+def residue_maps(x: Tensor, dilation: tuple[int, int]) -> Iterator[Tensor]:
+    """Split a map into the maps of its residue classes, as views.
+
+    Classes of an axis differ by one member where the dilation does not divide its length, so there are at most two
+    sizes an axis, and at most four views in all.
+
+    Args:
+        x: (B, heads, H, W, D), any strides.
+        dilation: Dilation per axis.
+
+    Yields:
+        (B, row residues, column residues, heads, rows, columns, D)
+    """
+    for first_row, row_count in _residues(x.shape[2], dilation[0]):
+        for first_column, column_count in _residues(x.shape[3], dilation[1]):
+            part = x[:, :, first_row:, first_column:]
+            part = part.unfold(2, row_count, dilation[0]).unfold(3, column_count, dilation[1])
+            yield part.permute(0, 5, 6, 1, 2, 3, 4)
+
+
+def _residues(length: int, dilation: int) -> list[tuple[int, int]]:
+    """(first, count) of the residues with one member more than the others, and of the others."""
+    longer = length % dilation
+    return ([(0, longer)] if longer else []) + [(longer, dilation - longer)]
+
+
+def chunks(plan: TilePlan, lead: torch.Size, heads: int) -> Iterator[tuple[slice, slice]]:
+    """Split batch and row residues, `lead` being (B, row residues, column residues), to `SCORES_AT_ONCE`."""
+    per_row = lead[2] * heads * plan.mask[0].numel()
+    batch_step = max(1, SCORES_AT_ONCE // max(1, lead[1] * per_row))
+    row_step = min(lead[1], max(1, SCORES_AT_ONCE // max(1, per_row)))
+    for first in range(0, lead[0], batch_step):
+        for row in range(0, lead[1], row_step):
+            yield slice(first, first + batch_step), slice(row, row + row_step)
+
+
+def gather(x: Tensor, starts: Sequence[int], size: int, dtype: torch.dtype) -> Tensor:
+    """Copy the tiles of a row of tiles.
+
+    Args:
+        x: (B, r, s, heads, rows, columns, D) the rows of the map that the row of tiles needs.
+        starts: First column of each tile.
+        size: Columns of a tile.
+        dtype: That of the result.
+
+    Returns:
+        (B, r, s, tiles, heads, rows, size, D) contiguous.
+    """
+    batch, r, s, heads, rows, _, dim = x.shape
+    tiles = x.new_empty((batch, r, s, len(starts), heads, rows, size, dim), dtype=dtype)
+    for tile, start in enumerate(starts):
+        tiles[:, :, :, tile] = x[..., start : start + size, :]
+    return tiles
+
+
+def matrices(tiles: Tensor) -> Tensor:
+    """(B, r, s, tiles, heads, rows, columns, D) as (B r s, tiles heads, rows columns, D)."""
+    return tiles.flatten(5, 6).flatten(3, 4).flatten(0, 2)

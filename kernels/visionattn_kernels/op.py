@@ -1,0 +1,68 @@
+"""The one way to register an operator, and the table of all operators.
+
+An operator is a pair of `torch.library` custom ops, the forward and its closed-form backward, each with a CPU
+implementation, a CUDA implementation that launches Triton kernels, and a fake implementation that tells shapes. The
+dispatcher selects by device; nothing falls back. Registered so, an operator works under autograd, `torch.compile`
+(`fullgraph=True`), `torch.export`, fake tensors and the meta device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.library import CustomOpDef
+
+NAMESPACE = "visionattn"
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What the table `OPS` knows of one operator.
+
+    Attributes:
+        name: Noun of the mathematics, also the name of the public function and of its file in `ops/`.
+        call: The public function: checks its arguments, then dispatches by device.
+        reference: The definition, with the arguments of `call`: shortest true code, fp64-capable, never optimised.
+        decomposition: The same in plain aten, for programs that must run without this package; None if there is none.
+    """
+
+    name: str
+    call: Callable
+    reference: Callable
+    decomposition: Callable | None = None
+
+
+OPS: dict[str, Operator] = {}
+
+
+def register(operator: Operator) -> None:
+    """Enter `operator` into `OPS`.
+
+    Raises:
+        ValueError: The name is taken.
+    """
+    if operator.name in OPS:
+        raise ValueError(f"operator {operator.name!r} is registered already; names seen: {sorted(OPS)}")
+    OPS[operator.name] = operator
+
+
+def define(name: str, schema: str, *, cpu: Callable, fake: Callable, cuda: Callable | None = None) -> CustomOpDef:
+    """Define the custom op `visionattn::name`.
+
+    Args:
+        name: Name of the op, unique in the namespace.
+        schema: Arguments and results in torch's schema language, without the name.
+        cpu: Implementation for CPU tensors. Autograd is off inside, so a gradient needs an op of its own.
+        fake: Shape-only implementation; its results must have the strides of the real ones.
+        cuda: Implementation for CUDA tensors (HIP included); without it such a call raises NotImplementedError.
+
+    Returns:
+        The op, callable with positional arguments.
+    """
+    op = torch.library.custom_op(f"{NAMESPACE}::{name}", cpu, mutates_args=(), device_types="cpu", schema=schema)
+    op.register_fake(fake)
+    if cuda is not None:
+        op.register_kernel("cuda")(cuda)
+    return op

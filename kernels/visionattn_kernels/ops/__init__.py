@@ -1,0 +1,1 @@
+"""One file an operator, to be read first: formula, shapes, checks, reference, gradient and registration."""

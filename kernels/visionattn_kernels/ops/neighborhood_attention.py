@@ -1,0 +1,170 @@
+"""Neighborhood attention in two dimensions: every query attends to the window of keys around it.
+
+    out[i] = sum_j softmax_j(scale * q[i] . k[j] + bias[j - i]) v[j],    j in window(i)
+
+The window of K keys an axis is centred on the query, dilated, and shifted inwards at the border (`windows.py` has the
+rule), so that every query sees the same number of keys. The bias depends on key minus query, counted in steps of the
+dilation. Papers: NAT (arXiv:2204.07143), DiNAT (arXiv:2209.15001), stride: GNA (arXiv:2504.16922).
+
+Shapes: B batch, H and W the map, D channels a head, K window.
+    query, key, value, out: (B, heads, H, W, D)      bias: (heads, 2K-1, 2K-1)      lse: (B, heads, H, W)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from visionattn_kernels.cpu import neighborhood_attention as cpu
+from visionattn_kernels.layout import empty_map
+from visionattn_kernels.op import Operator, define, register
+from visionattn_kernels.ops.windows import window_offsets
+
+Pair = tuple[int, int]
+
+
+def reference(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """The definition, dense: quadratic in the area of the map. Arguments as of `neighborhood_attention`."""
+    heads, height, width, dim = query.shape[1:]
+    kernel_size, stride, dilation = (_pair(value) for value in (kernel_size, stride, dilation))
+    rows = window_offsets(height, kernel_size[0], stride[0], dilation[0])[:, None, :, None]
+    columns = window_offsets(width, kernel_size[1], stride[1], dilation[1])[None, :, None, :]
+    q, k, v = (x.flatten(2, 3) for x in (query, key, value))
+    scores = q @ k.transpose(-2, -1) * (dim**-0.5 if scale is None else scale)
+    if bias is not None:
+        scores = scores + bias[:, rows.clamp(min=0), columns.clamp(min=0)].view(heads, *scores.shape[2:])
+    outside = ((rows < 0) | (columns < 0)).view(scores.shape[2:]).to(query.device)
+    return (scores.masked_fill(outside, float("-inf")).softmax(-1) @ v).view(query.shape)
+
+
+def neighborhood_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Attend from every position of a map to the window around it.
+
+    Window rule and argument names are those of NATTEN's `na2d`; the layout is heads first, any strides.
+
+    Args:
+        query: (B, heads, H, W, D)
+        key: As `query`.
+        value: As `query`.
+        kernel_size: Window size K, one for both axes or (rows, columns); odd or even. An even window reaches one key
+            further to the left than to the right.
+        stride: Queries that share a window, per axis, at most K.
+        dilation: Step between the keys of a window, per axis; K times dilation must fit into the map.
+        bias: Relative bias (heads, 2K-1, 2K-1), indexed by key minus query plus K - 1; trainable.
+        scale: Factor of the scores, by default D ** -0.5.
+
+    Returns:
+        (B, heads, H, W, D), a view of (B, H, W, heads, D) memory, so that joining the heads copies nothing.
+
+    Raises:
+        ValueError: An argument does not fit; the message prints the value seen and the value wanted.
+    """
+    kernel_size, stride, dilation = (_pair(value) for value in (kernel_size, stride, dilation))
+    _check(query, key, value, kernel_size, stride, dilation, bias)
+    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    return _forward(query, key, value, bias, kernel_size, stride, dilation, scale)[0]
+
+
+def _pair(value: int | Sequence[int]) -> Pair:
+    """One number for both axes, or one an axis."""
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2:
+        raise ValueError(f"expected one number or one per axis (rows, columns), got {value!r}")
+    return pair
+
+
+def _check(
+    query: Tensor, key: Tensor, value: Tensor, kernel_size: Pair, stride: Pair, dilation: Pair, bias: Tensor | None
+) -> None:
+    """Raise ValueError where the arguments do not fit together."""
+    if query.ndim != 5:
+        raise ValueError(f"query must be (B, heads, H, W, D), got {tuple(query.shape)}")
+    for name, tensor in (("key", key), ("value", value)):
+        if tensor.shape != query.shape:
+            raise ValueError(f"{name} must have query's shape {tuple(query.shape)}, got {tuple(tensor.shape)}")
+    for name, tensor in (("key", key), ("value", value), ("bias", bias)):
+        if tensor is not None and (tensor.dtype != query.dtype or tensor.device != query.device):
+            wanted, seen = (f"{x.dtype} on {x.device}" for x in (query, tensor))
+            raise ValueError(f"{name} must be as query, {wanted}, got {seen}")
+    if not query.is_floating_point():
+        raise ValueError(f"query must be floating point, got {query.dtype}")
+    for axis, length, kernel, step, gap in zip(
+        ("rows", "columns"), query.shape[2:4], kernel_size, stride, dilation, strict=True
+    ):
+        if kernel < 1 or gap < 1 or not 1 <= step <= kernel:
+            raise ValueError(
+                f"{axis}: kernel_size and dilation must be at least 1 and stride between 1 and kernel_size, "
+                f"got kernel_size={kernel}, dilation={gap}, stride={step}"
+            )
+        if kernel * gap > length:
+            raise ValueError(
+                f"{axis}: the window must fit into the map, got kernel_size {kernel} * dilation {gap} = "
+                f"{kernel * gap} > {length}"
+            )
+    if bias is not None:
+        wanted = (query.shape[1], 2 * kernel_size[0] - 1, 2 * kernel_size[1] - 1)
+        if tuple(bias.shape) != wanted:
+            raise ValueError(f"bias must be (heads, 2K-1, 2K-1) = {wanted}, got {tuple(bias.shape)}")
+
+
+def _forward_fake(query, key, value, bias, kernel_size, stride, dilation, scale):
+    """Shapes, strides and dtypes of the forward's results."""
+    lse = query.new_empty(query.shape[:4], dtype=torch.promote_types(query.dtype, torch.float32))
+    return empty_map(query), lse
+
+
+def _backward_fake(grad, query, key, value, bias, out, lse, kernel_size, stride, dilation, scale):
+    """Shapes, strides and dtypes of the backward's results."""
+    return *(empty_map(query) for _ in range(3)), query.new_empty(0 if bias is None else bias.shape)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    """Keep what the backward needs: the arguments, the result and the logarithms of the softmax's sums."""
+    query, key, value, bias, *ctx.settings = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(query, key, value, bias, *output)
+
+
+def _differentiate(ctx, grad, _grad_lse):
+    """Gradients of query, key, value and bias; none of the settings."""
+    gradients = _backward(grad, *ctx.saved_tensors, *ctx.settings)
+    has_bias = ctx.saved_tensors[3] is not None
+    return *gradients[:3], gradients[3] if has_bias else None, None, None, None, None
+
+
+_SETTINGS = "int[] kernel_size, int[] stride, int[] dilation, float scale"
+_forward = define(
+    "neighborhood_attention",
+    f"(Tensor query, Tensor key, Tensor value, Tensor? bias, {_SETTINGS}) -> (Tensor, Tensor)",
+    cpu=cpu.forward,
+    fake=_forward_fake,
+)
+_backward = define(
+    "neighborhood_attention_backward",
+    "(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor out, Tensor lse, "
+    f"{_SETTINGS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    cpu=cpu.backward,
+    fake=_backward_fake,
+)
+_forward.register_autograd(_differentiate, setup_context=_setup_context)
+register(Operator("neighborhood_attention", neighborhood_attention, reference))
