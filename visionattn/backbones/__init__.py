@@ -1,3 +1,5 @@
 """The backbones; importing this package registers every one with timm."""
 
-from visionattn.backbones import nat as nat
+from visionattn.backbones import dinat_s, nat, nat_isotropic
+
+__all__ = ["dinat_s", "nat", "nat_isotropic"]

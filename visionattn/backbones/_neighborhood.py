@@ -1,13 +1,12 @@
 """What the families on neighborhood attention share: stages of blocks whose dilations may be chosen per task."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import cycle, islice
 from typing import ClassVar
 
 import torch
-from timm.layers import LayerNorm2d, calculate_drop_path_rates
+from timm.layers import LayerNorm2d, PatchEmbed, calculate_drop_path_rates
 from torch import nn
 
 from visionattn.backbones._pyramid import Pyramid, Stage
@@ -15,6 +14,24 @@ from visionattn.layers import AttentionBlock, NeighborhoodAttention
 
 # One dilation for all blocks, the name of a preset, or a pattern per stage that repeats over its blocks.
 Dilations = int | str | Sequence[int | Sequence[int]]
+
+
+def patch_stem(in_chans: int, dim: int, patch_size: int, device=None, dtype=None) -> PatchEmbed:
+    """One convolution of `patch_size` p and a norm: (B, in_chans, H, W) to (B, dim, H/p, W/p).
+
+    The image is padded with zeros at the bottom and on the right to whole patches.
+    """
+    return PatchEmbed(
+        img_size=None,
+        patch_size=patch_size,
+        in_chans=in_chans,
+        embed_dim=dim,
+        norm_layer=partial(LayerNorm2d, eps=1e-5),
+        flatten=False,
+        dynamic_img_pad=True,
+        device=device,
+        dtype=dtype,
+    )
 
 
 class NeighborhoodPyramid(Pyramid):
@@ -45,6 +62,7 @@ class NeighborhoodPyramid(Pyramid):
 
     make_stem: ClassVar[Callable[..., nn.Module]]
     make_downsample: ClassVar[Callable[..., nn.Module]]
+    make_attention: ClassVar[Callable[..., nn.Module]] = NeighborhoodAttention
     reductions: ClassVar[Sequence[int]] = (4, 8, 16, 32)
     presets: ClassVar[Mapping[str, Dilations]] = {}
 
@@ -97,8 +115,6 @@ class NeighborhoodPyramid(Pyramid):
             **dd,
         )
         self.set_dilations(dilations)
-
-    make_attention: ClassVar[Callable[..., nn.Module]] = NeighborhoodAttention
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

@@ -4,8 +4,8 @@ A family builds its stem and its stages and hands them to `Pyramid`. A map is (B
 (B, H, W, C) in blocks: the same memory, since what leaves a block is channels_last.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations` in modules that fx traces: fx copies the annotations of `forward` into the
+# source of the traced module, where TorchScript does not know a string.
 from collections.abc import Sequence
 
 import torch

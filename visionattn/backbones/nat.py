@@ -6,8 +6,6 @@ depends on the dilation. Checked against SHI-Labs/Neighborhood-Attention-Transfo
 differs: maps are (B, C, H, W) between stages, and a stage begins with the downsample that ends the previous one there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """The residual block of most attention backbones."""
 
-from __future__ import annotations
-
 from timm.layers import DropPath, LayerScale, Mlp
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Neighborhood attention as a module (NAT, arXiv:2204.07143; dilation: DiNAT, arXiv:2209.15001)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from timm.layers import trunc_normal_
@@ -67,24 +65,21 @@ class NeighborhoodAttention(nn.Module):
         extent = self.kernel_size * self.dilation
         if height < extent or width < extent:
             x = F.pad(x, (0, 0, 0, max(0, extent - width), 0, max(0, extent - height)))
-        x = self.attend(x)[:, :height, :width]
-        return self.proj_drop(self.proj(x))
+        x = self.attend(x, self.rpb, [self.kernel_size, self.kernel_size], [self.dilation, self.dilation])
+        return self.proj_drop(self.proj(x[:, :height, :width]))
 
-    def attend(self, x: Tensor) -> Tensor:
+    def attend(self, x: Tensor, bias: Tensor, kernel_size: list[int], dilation: list[int]) -> Tensor:
         """Attention of a map that holds the window, (B, H, W, C), without the output projection."""
         batch, height, width, dim = x.shape
         qkv = self.qkv(x).view(batch, height, width, 3, self.num_heads, dim // self.num_heads)
         query, key, value = qkv.permute(3, 0, 4, 1, 2, 5).unbind(0)
-        bias = self.rpb.to(query.dtype)
+        bias = bias.to(query.dtype)
         if torch.jit.is_scripting():
-            window, stride, dilation = [self.kernel_size] * 2, [1, 1], [self.dilation] * 2
             out, _ = torch.ops.visionattn.neighborhood_attention(
-                query, key, value, bias, window, stride, dilation, self.scale
+                query, key, value, bias, kernel_size, [1, 1], dilation, self.scale
             )
         else:
-            out = neighborhood_attention(
-                query, key, value, self.kernel_size, dilation=self.dilation, bias=bias, scale=self.scale
-            )
+            out = neighborhood_attention(query, key, value, kernel_size, dilation=dilation, bias=bias, scale=self.scale)
         return out.permute(0, 2, 3, 1, 4).reshape(batch, height, width, dim)
 
     def extra_repr(self) -> str:
