@@ -34,9 +34,10 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """Shape of the first tensor and the settings, for test names and tables."""
+        """Shape of the first tensor, the settings and whether there is a bias, for test names and tables."""
         first = "x".join(map(str, next(iter(self.shapes.values()))))
-        return " ".join([first, *(f"{name}={value}" for name, value in self.settings.items())])
+        bias = ["bias"] if "bias" in self.shapes else []
+        return " ".join([first, *(f"{name}={value}" for name, value in self.settings.items()), *bias])
 
     def tensors(self, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0) -> dict[str, Tensor]:
         """The tensor arguments, the same numbers for every dtype and device up to rounding; they require a gradient."""

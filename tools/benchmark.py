@@ -1,0 +1,87 @@
+"""Time operators beside their baselines, and models beside each other.
+
+    python tools/benchmark.py op neighborhood_attention
+    python tools/benchmark.py model resnet50 nat_mini dinat_mini
+    python tools/benchmark.py model swin_small_patch4_window7_224 nat_tiny
+
+Calls take turns in one process and medians are printed. Quote the ratios: the times are those of the machine that the
+first line names. An operator is timed only after its results and gradients were found to be the baseline's, a model
+only after a step gave finite logits and gradients.
+"""
+
+import argparse
+import os
+import platform
+import sys
+from datetime import date
+from pathlib import Path
+
+# The profiler behind the memory column reports its start and stop unless it is told not to before torch is imported.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+import torch
+
+import visionattn  # noqa: F401  (registers the models)
+from visionattn.benchmark import time_models
+from visionattn_kernels.benchmark import compare_all
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse `argv`, measure, print; exit status 1 where a check fails or a name is unknown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    op = kinds.add_parser("op", help="an operator beside its baseline, process time")
+    op.add_argument("name")
+    op.add_argument("--threads", type=int, default=1)
+    model = kinds.add_parser("model", help="models beside the first one named, wall time")
+    model.add_argument("names", nargs="+")
+    model.add_argument("--batch", type=int, default=4)
+    model.add_argument("--size", type=int, default=224)
+    model.add_argument("--threads", type=int, default=2)
+    for kind in (op, model):
+        kind.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    print(f"{date.today()}, {_processor()}, {args.threads} threads, torch {torch.__version__}, float32, CPU")
+    try:
+        _print_operator(args) if args.kind == "op" else _print_models(args)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        print(f"benchmark: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _print_operator(args: argparse.Namespace) -> None:
+    print(f"{'case':<58} {'forward':>18} {'forward+backward':>20} {'forward memory':>20}")
+    for row in compare_all(args.name, args.rounds):
+        memory = f"{row.memory / 2**20:.1f} MiB, {row.memory / row.baseline_memory:.2f}x"
+        forward = f"{row.forward * 1e3:.1f} ms, {row.forward_ratio:.1f}x"
+        both = f"{row.both * 1e3:.1f} ms, {row.both_ratio:.1f}x"
+        print(f"{row.case!s:<58} {forward:>18} {both:>20} {memory:>20}")
+    print("Times: so many times as fast as the baseline. Memory: so many times that of the baseline.")
+
+
+def _print_models(args: argparse.Namespace) -> None:
+    print(f"batch {args.batch}, {args.size} px; ratios of time to {args.names[0]}, below 1 is faster")
+    print(f"{'model':<36} {'forward':>18} {'training step':>18}")
+    for row in time_models(args.names, args.batch, args.size, args.rounds):
+        forward, step = (
+            f"{row.forward * 1e3:.0f} ms, {row.forward_ratio:.2f}",
+            f"{row.step * 1e3:.0f} ms, {row.step_ratio:.2f}",
+        )
+        print(f"{row.name:<36} {forward:>18} {step:>18}")
+
+
+def _processor() -> str:
+    """The processor's name as Linux tells it, or what Python knows."""
+    info = Path("/proc/cpuinfo")
+    names = (
+        [line.split(": ")[1] for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

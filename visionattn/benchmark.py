@@ -1,0 +1,77 @@
+"""Times of whole models relative to one that everybody knows, in one process, interleaved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from visionattn_kernels.benchmark import interleaved
+
+
+@dataclass(frozen=True)
+class ModelTiming:
+    """One model's medians.
+
+    Attributes:
+        name: timm's name of the model.
+        forward: Seconds of a forward in eval mode without gradients.
+        step: Seconds of a training step in train mode: forward, cross entropy, backward; no optimiser.
+        forward_ratio, step_ratio: The same divided by those of the first model timed.
+    """
+
+    name: str
+    forward: float
+    step: float
+    forward_ratio: float
+    step_ratio: float
+
+
+def time_models(names: Sequence[str], batch: int = 4, size: int = 224, rounds: int = 7) -> list[ModelTiming]:
+    """Time models with random weights in turns; ratios are to the first.
+
+    Raises:
+        RuntimeError: A model's logits or gradients are not finite, or a parameter gets none; nothing is timed.
+    """
+    torch.manual_seed(0)
+    images, labels = torch.randn(batch, 3, size, size), torch.arange(batch)
+    models = {name: timm.create_model(name) for name in names}
+    for name, model in models.items():
+        _check(name, model, images, labels)
+    for model in models.values():
+        model.eval()
+    forward = interleaved({name: _forward(model, images) for name, model in models.items()}, rounds)
+    for model in models.values():
+        model.train()
+    step = interleaved({name: _step(model, images, labels) for name, model in models.items()}, rounds)
+    first = names[0]
+    return [
+        ModelTiming(name, forward[name], step[name], forward[name] / forward[first], step[name] / step[first])
+        for name in names
+    ]
+
+
+def _forward(model: nn.Module, images: torch.Tensor) -> Callable[[], torch.Tensor]:
+    return torch.no_grad()(lambda: model(images))
+
+
+def _step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
+    def step() -> None:
+        model.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+
+    return step
+
+
+def _check(name: str, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
+    """Raise RuntimeError unless a step gives finite logits and a finite gradient to every parameter."""
+    _step(model.eval(), images, labels)()
+    if not torch.isfinite(model(images)).all():
+        raise RuntimeError(f"{name}: the logits are not finite, so its time means nothing")
+    for parameter, x in model.named_parameters():
+        if x.grad is None or not torch.isfinite(x.grad).all():
+            raise RuntimeError(f"{name}: {parameter} gets no finite gradient, so its time means nothing")
