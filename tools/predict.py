@@ -1,0 +1,41 @@
+"""Names what is on pictures.
+
+python tools/predict.py IMAGE... [--checkpoint DIR | --model NAME] [--topk K] [--sheet OUT.png]
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from visionattn.training.model import load_model, load_published
+from visionattn.training.prediction import classify, write_sheet
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0, or 1 after a message if a picture or the model cannot be read."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--checkpoint", metavar="DIR", default="output/quickstart/best", help="default: %(default)s")
+    source.add_argument("--model", metavar="NAME", help="a model of timm with published weights")
+    parser.add_argument("--topk", type=int, default=3, metavar="K", help="classes to show, default %(default)s")
+    parser.add_argument("--sheet", metavar="OUT.png", help="draw pictures and classes on this contact sheet")
+    arguments = parser.parse_args(argv)
+    try:
+        model = load_published(arguments.model) if arguments.model else load_model(arguments.checkpoint)
+        predictions = classify(model, arguments.images, arguments.topk)
+        if arguments.sheet:
+            write_sheet(predictions, arguments.sheet)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for prediction in predictions:
+        classes = "  ".join(f"{name} {probability:.1%}" for name, probability in prediction.classes)
+        print(f"{prediction.path}: {classes}")
+    if arguments.sheet:
+        print(f"drawn on {arguments.sheet}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

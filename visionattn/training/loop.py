@@ -1,0 +1,267 @@
+"""The training: set up, loop over epochs, evaluate, keep the best. Run by `tools/train.py`.
+
+Each epoch starts from seeds that are a function of (seed, epoch), and a checkpoint holds what else decides the rest, so
+that a resumed run ends with the weights of an uninterrupted one, bit for bit on the CPU.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from rich.console import Console
+from timm.data import create_transform, resolve_input_data_config
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from visionattn.training.augment import Augmentation, BatchAugment
+from visionattn.training.baselines import score_baselines
+from visionattn.training.config import Config
+from visionattn.training.data import (
+    MODES,
+    AugmentedPictures,
+    Draw,
+    Pictures,
+    check_pictures,
+    open_source,
+    train_loader,
+    val_loader,
+)
+from visionattn.training.folder import RunFolder, replacing
+from visionattn.training.model import build_model
+from visionattn.training.optimisation import build_ema, build_loss, build_optimizer, build_schedule
+from visionattn.training.report import Report, score
+
+
+class Run:
+    """Everything of one training that lives from its first to its last epoch.
+
+    Setting it up reads and checks but writes nothing.
+
+    Raises:
+        ValueError: a configuration, data set, checkpoint or output folder that cannot be used.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.folder = RunFolder(config.output)
+        self.resumes = self.folder.begin(config)
+        self.accelerator = Accelerator(
+            cpu=config.device == "cpu",
+            mixed_precision=config.precision,
+            gradient_accumulation_steps=config.optimizer.accumulate,
+        )
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        set_seed(config.seed)
+        source = open_source(config.data, config.seed)
+        self.class_names = source.class_names
+        model = build_model(config.model, len(self.class_names), config.data.input_size)
+        self.data_config = resolve_input_data_config(model, vars(config.data))
+        self.train, self.val = _make_pictures(source, config, self.data_config)
+        if config.data.check_pictures:
+            check_pictures(self.train)
+            check_pictures(self.val)
+
+        model.to(self.accelerator.device)
+        self.ema = build_ema(model, config)
+        self.augment = BatchAugment(config.augment, len(self.class_names), self.accelerator.device)
+        self.loss = build_loss(config)
+        self.model, self.optimizer, self.train_loader, self.val_loader = self.accelerator.prepare(
+            model,
+            build_optimizer(model, config.optimizer),
+            train_loader(self.train, config.data, config.seed),
+            val_loader(self.val, config.data),
+        )
+        self.updates_per_epoch = math.ceil(len(self.train_loader) / config.optimizer.accumulate)
+        self.schedule, self.epochs = build_schedule(self.optimizer, config.schedule, self.updates_per_epoch)
+        self.updates = 0
+        self.history: list[dict[str, float]] = []
+        self.baselines: dict[str, float] = {}
+        if self.resumes:
+            self._restore(self.folder.load_last())
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model without what accelerate wraps around it."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def state(self) -> dict[str, Any]:
+        """What last.pt holds; loads with `weights_only=True`."""
+        scaler = self.accelerator.scaler
+        return {
+            "model": self.bare_model.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+            "updates": self.updates,
+            "history": self.history,
+            "baselines": self.baselines,
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        try:
+            self.bare_model.load_state_dict(state["model"])
+            if self.ema:
+                self.ema.module.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.accelerator.scaler:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.updates, self.history, self.baselines = state["updates"], state["history"], state["baselines"]
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{self.folder.last} is not a checkpoint of {self.config.model.name}: {error}") from error
+        self.schedule.step_update(self.updates)
+
+
+def _make_pictures(source, config: Config, data_config: dict[str, Any]) -> tuple[AugmentedPictures, Pictures]:
+    """The training pictures, whose augmentation is tried on one of them, and the validation pictures."""
+    channels = data_config["input_size"][0]
+    if channels not in MODES:
+        raise ValueError(f"data.input_size has {channels} channels, wanted one of {sorted(MODES)}")
+    augmentation = Augmentation(config.augment.transforms, data_config)
+    train = AugmentedPictures(source.train, source.train_indices, MODES[channels], augmentation)
+    train[Draw(0, 0)]
+    return train, Pictures(source.val, source.val_indices, MODES[channels], create_transform(**data_config))
+
+
+class Meter:
+    """Mean loss, top-1 and speed of an epoch so far; its sums stay on the device, so that no step waits for them."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.sums = torch.zeros(3, device=accelerator.device)  # loss, right, count
+        self.started = time.perf_counter()
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Counts a batch: its mean loss (), logits (B, classes), labels (B,)."""
+        self.sums[0] += loss.detach() * len(labels)
+        self.sums[1] += (logits.argmax(1) == labels).sum()
+        self.sums[2] += len(labels)
+
+    def read(self, everywhere: bool = False) -> dict[str, float]:
+        """Mean loss, top-1 in percent and images a second, of this process or of all of them."""
+        sums = self.accelerator.reduce(self.sums, "sum") if everywhere else self.sums
+        loss, right, count = sums.tolist()
+        seconds = time.perf_counter() - self.started
+        return {"loss": loss / count, "top1": 100 * right / count, "images_per_second": count / seconds}
+
+
+def train_one_epoch(run: Run, epoch: int, on_update: Callable[[Meter], None] = lambda meter: None) -> dict[str, float]:
+    """One pass over the training pictures; `on_update` is called after each update of the weights.
+
+    Returns:
+        Training loss, top-1 in percent (with mixing: of the unmixed labels), learning rate and images a second.
+
+    Raises:
+        ValueError: the loss is no longer a number, or a picture cannot be read.
+    """
+    accelerator, clip = run.accelerator, run.config.optimizer.clip_grad
+    set_seed(int(np.random.SeedSequence((run.config.seed, epoch)).generate_state(1)[0]), device_specific=True)
+    run.train_loader.set_epoch(epoch)
+    run.model.train()
+    meter = Meter(accelerator)
+    for images, labels in run.train_loader:
+        images, targets = run.augment(images, labels)
+        with accelerator.accumulate(run.model):
+            logits = run.model(images)
+            loss = run.loss(logits, targets)
+            accelerator.backward(loss)
+            if clip is not None and accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(run.model.parameters(), clip)
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+        meter.add(loss, logits, labels)
+        if accelerator.sync_gradients:
+            run.updates += 1
+            run.schedule.step_update(run.updates)
+            if run.ema:
+                run.ema.update(run.bare_model, step=run.updates)
+            on_update(meter)
+
+    result = meter.read(everywhere=True)
+    if not math.isfinite(result["loss"]):
+        raise ValueError(
+            f"the training loss is {result['loss']} in epoch {epoch + 1}; wanted a number: lower optimizer.lr"
+        )
+    lr = max(group["lr"] for group in run.optimizer.param_groups)
+    return {"lr": lr, **{f"train_{key}" if key != "images_per_second" else key: x for key, x in result.items()}}
+
+
+@torch.no_grad()
+def evaluate(run: Run, model: nn.Module, prefix: str = "val") -> dict[str, float]:
+    """Mean cross entropy and top-1 in percent of `model` over the validation pictures, each counted once."""
+    model.eval()
+    scores = []
+    for images, labels in run.val_loader:
+        with run.accelerator.autocast():
+            logits = model(images).float()
+        right = (logits.argmax(1) == labels).float()
+        losses = cross_entropy(logits, labels, reduction="none")
+        scores.append(run.accelerator.gather_for_metrics(torch.stack([losses, right], 1)))
+    loss, right = torch.cat(scores).cpu().double().mean(0).tolist()
+    return {f"{prefix}_loss": loss, f"{prefix}_top1": 100 * right}
+
+
+def train(config: Config, console: Console | None = None) -> Run:
+    """Trains as `config` says, from its beginning or from the last epoch of an interrupted run.
+
+    Args:
+        config: from `visionattn.training.config.load_config`.
+        console: where progress is shown; standard output by default.
+
+    Returns:
+        The run, trained: its `history` has a row an epoch, its `folder` the files.
+
+    Raises:
+        ValueError: see `Run` and `train_one_epoch`; the files of earlier epochs stay as they were.
+    """
+    run = Run(config)
+    report = Report(run, console or Console())
+    if run.accelerator.is_main_process:
+        run.folder.describe(config)
+        if config.baselines and not run.baselines:
+            run.baselines = score_baselines(run.train.with_transform(run.val.transform), run.val)
+    report.begin()
+    with report.progress:
+        for epoch in range(len(run.history), run.epochs):
+            started = time.perf_counter()
+            row = {"epoch": epoch + 1, **train_one_epoch(run, epoch, report.update), **evaluate(run, run.model)}
+            if run.ema:
+                row |= evaluate(run, run.ema.module, "ema")
+            row["seconds"] = time.perf_counter() - started
+            run.history.append(row)
+            if run.accelerator.is_main_process:
+                save_epoch(run)
+            report.epoch(row)
+    if run.accelerator.is_main_process:
+        write_examples(run)
+    report.end()
+    return run
+
+
+def save_epoch(run: Run) -> None:
+    """Writes the files of the newest epoch; last.pt comes last, so that a killed run repeats what it did not finish."""
+    newest = run.history[-1]
+    if all(score(row) < score(newest) for row in run.history[:-1]):
+        best = run.ema.module if run.ema else run.bare_model
+        run.folder.save_best(best, run.class_names, run.data_config)
+    run.folder.save_history(run.history, run.baselines)
+    run.folder.save_last(run.state())
+
+
+def write_examples(run: Run) -> None:
+    """Writes `examples` validation pictures, each class in turn, as examples/CLASS_NUMBER.png."""
+    by_class: dict[int, list[int]] = {}
+    for position, index in enumerate(run.val.indices):
+        by_class.setdefault(run.val.reader.samples[index][1], []).append(position)
+    in_turn = [position for group in zip_longest(*by_class.values()) for position in group if position is not None]
+    folder = run.folder.path / "examples"
+    for position in in_turn[: run.config.examples]:
+        picture, label = run.val.picture(position)
+        with replacing(folder / f"{run.class_names[label]}_{position:04d}.png") as temporary:
+            picture.save(temporary, format="png")

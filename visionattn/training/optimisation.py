@@ -1,0 +1,63 @@
+"""Optimiser, schedule, loss and averaged weights, all of them timm's or torch's."""
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from visionattn.training.config import Config, OptimizerConfig, ScheduleConfig
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """An optimiser of timm, with the model's own exclusions from weight decay.
+
+    Raises:
+        ValueError: an unknown optimiser or argument.
+    """
+    try:
+        return create_optimizer_v2(
+            model,
+            opt=config.name,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            layer_decay=config.layer_decay,
+            **config.kwargs,
+        )
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"optimizer {config.name} with {config.kwargs}: {error}") from error
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, config: ScheduleConfig, updates_per_epoch: int
+) -> tuple[Scheduler, int]:
+    """A schedule of timm, to be stepped with `step_update` after each update, and the number of epochs with cooldown.
+
+    It must not go through `accelerator.prepare`, which would step it once for each process
+    (github.com/huggingface/accelerate/issues/2318).
+
+    Raises:
+        ValueError: an unknown schedule.
+    """
+    return create_scheduler_v2(
+        optimizer,
+        sched=config.name,
+        num_epochs=config.epochs,
+        warmup_epochs=config.warmup_epochs,
+        cooldown_epochs=config.cooldown_epochs,
+        warmup_lr=config.warmup_lr,
+        min_lr=config.min_lr,
+        step_on_epochs=False,
+        updates_per_epoch=updates_per_epoch,
+    )
+
+
+def build_loss(config: Config) -> nn.Module:
+    """Cross entropy with label smoothing, for class indices as for the probabilities that mixing makes."""
+    return nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+
+
+def build_ema(model: nn.Module, config: Config) -> ModelEmaV3 | None:
+    """The average of the weights, or None; its decay rises to `ema_decay` so that early epochs count less."""
+    return ModelEmaV3(model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
