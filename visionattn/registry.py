@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pickle import UnpicklingError
 from typing import Any
 
+from safetensors import SafetensorError
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import PretrainedCfg, build_model_with_cfg
 from torch import nn
@@ -61,12 +64,29 @@ def published(entry: PretrainedCfg) -> dict[str, float]:
 
 
 def build(family: type[nn.Module], variant: str, pretrained: bool, filter_fn: Callable, **kwargs: Any) -> nn.Module:
-    """Construct `variant` of `family` as timm does, with features of all stages and weights through `filter_fn`."""
-    return build_model_with_cfg(
-        family,
-        variant,
-        pretrained,
-        pretrained_filter_fn=filter_fn,
-        feature_cfg={"out_indices": tuple(range(4)), "flatten_sequential": True},
-        **kwargs,
-    )
+    """Construct `variant` of `family` as timm does, with features of all stages and weights through `filter_fn`.
+
+    Raises:
+        ValueError: A file of weights cannot be read or does not fit; the message names it.
+    """
+    file = (kwargs.get("pretrained_cfg_overlay") or {}).get("file")
+    with _errors_naming(file) if file else nullcontext():
+        return build_model_with_cfg(
+            family,
+            variant,
+            pretrained,
+            pretrained_filter_fn=filter_fn,
+            feature_cfg={"out_indices": tuple(range(4)), "flatten_sequential": True},
+            **kwargs,
+        )
+
+
+@contextmanager
+def _errors_naming(file: str) -> Iterator[None]:
+    """Turn what torch, safetensors and `checkpoint.fit` raise on a bad file into a ValueError that names it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise ValueError(f"{file}: there is no such checkpoint") from None
+    except (RuntimeError, EOFError, UnpicklingError, SafetensorError, ValueError) as error:
+        raise ValueError(f"{file}: {error}") from error

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from timm.models import register_notrace_module
 from torch import Tensor, nn
+
 from visionattn_kernels import neighborhood_attention
 
 

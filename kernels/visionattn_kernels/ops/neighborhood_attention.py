@@ -147,9 +147,9 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _differentiate(ctx, grad, _grad_lse):
     """Gradients of query, key, value and bias; none of the settings."""
-    gradients = _backward(grad, *ctx.saved_tensors, *ctx.settings)
-    has_bias = ctx.saved_tensors[3] is not None
-    return *gradients[:3], gradients[3] if has_bias else None, None, None, None, None
+    saved = ctx.saved_tensors  # read once: under activation checkpointing a second read is an error
+    gradients = _backward(grad, *saved, *ctx.settings)
+    return *gradients[:3], None if saved[3] is None else gradients[3], None, None, None, None
 
 
 _SETTINGS = "int[] kernel_size, int[] stride, int[] dilation, float scale"
