@@ -3,8 +3,8 @@
 import pytest
 import timm
 import torch
-from conftest import TINY
 from golden import Golden
+from zoo import TINY
 
 
 def create(name: str, state_dict: dict):

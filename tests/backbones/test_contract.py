@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import OURS, PUBLISHED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.models import save_for_hf
 from timm.optim import create_optimizer_v2
+from zoo import OURS, PUBLISHED
 
 from visionattn.registry import published
 

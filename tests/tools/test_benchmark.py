@@ -1,0 +1,63 @@
+"""The benchmark measures what it says, and refuses to time what is wrong."""
+
+import re
+
+import pytest
+import torch
+from benchmark import main
+
+from visionattn_kernels import benchmark
+from visionattn_kernels.baselines import BASELINES, SHAPES
+from visionattn_kernels.testing import CASES, check, neighborhood
+
+SMALL = neighborhood(1, 2, 16, 16, 8, kernel_size=5, bias=True)
+
+
+def test_peak_memory_counts_what_is_held_at_once():
+    def call():
+        for _ in range(3):
+            torch.empty(1000, dtype=torch.float64).add(1)
+
+    assert 16000 <= benchmark.peak_memory(call) < 17000
+
+
+def test_interleaved_calls_take_turns_and_the_first_round_does_not_count():
+    turns, clock = [], iter(range(100))
+    calls = {name: lambda name=name: turns.append(name) for name in "ab"}
+    assert benchmark.interleaved(calls, rounds=2, clock=lambda: next(clock)) == {"a": 1, "b": 1}
+    assert turns == ["a", "b"] * 3
+
+
+@pytest.mark.parametrize("op", sorted(BASELINES))
+def test_baselines_are_right(op):
+    check(SHAPES[op][0] if op != "neighborhood_attention" else SMALL, BASELINES[op])
+
+
+def test_every_baseline_has_shapes_and_belongs_to_an_operator():
+    assert set(BASELINES) == set(SHAPES) <= set(CASES)
+
+
+def test_a_wrong_operator_is_not_timed(monkeypatch):
+    monkeypatch.setitem(
+        BASELINES, SMALL.op, lambda query, key, value, kernel_size, bias: query + value + bias.sum() + key
+    )
+    with pytest.raises(AssertionError, match="error of out is"):
+        benchmark.compare(SMALL)
+
+
+def test_operators_are_compared_with_their_baseline(monkeypatch, capsys):
+    monkeypatch.setitem(SHAPES, SMALL.op, [SMALL])
+    assert main(["op", SMALL.op, "--rounds", "1", "--threads", str(torch.get_num_threads())]) == 0
+    assert re.search(r"1x2x16x16x8 kernel_size=5 bias +[\d.]+ ms, [\d.]+x", capsys.readouterr().out)
+
+
+def test_models_are_compared_with_the_first(capsys):
+    arguments = ["test_resnet", "test_nat", "--size", "64", "--rounds", "1", "--threads", str(torch.get_num_threads())]
+    assert main(["model", *arguments]) == 0
+    assert re.search(r"test_resnet +\d+ ms, 1\.00 +\d+ ms, 1\.00\ntest_nat +\d+ ms", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("argv", "message"), [(["op", "na"], "got 'na'"), (["model", "nat_nano"], "nat_nano")])
+def test_unknown_names_are_told(argv, message, capsys):
+    assert main([*argv, "--threads", str(torch.get_num_threads())]) == 1
+    assert message in capsys.readouterr().err
