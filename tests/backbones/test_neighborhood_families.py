@@ -93,7 +93,7 @@ def test_heads_that_do_not_divide_the_channels_are_refused():
 
 def test_global_attention_at_the_training_size_is_dense_attention_with_the_bias():
     torch.manual_seed(0)
-    model = timm.create_model("test_vitrpb").double().eval()
+    model = timm.create_model("test_isotropic_vitrpb").double().eval()
     attn = model.stages[0].blocks[0].attn
     x = torch.randn(1, 10, 10, 32, dtype=torch.float64)
     q, k, v = attn.qkv(x).view(100, 3, 2, 16).permute(1, 2, 0, 3)

@@ -5,6 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+
 from visionattn_kernels import OPS
 from visionattn_kernels.op import NAMESPACE
 from visionattn_kernels.testing import CASES, Case, check, evaluate, relative_error

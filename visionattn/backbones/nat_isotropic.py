@@ -102,7 +102,7 @@ default_cfgs = generate_default_cfgs(
         "vitrpb_small.in1k": _cfg("vitrpb_small", top1=81.2, params=22080376, gmacs=4.6),
         "vitrpb_base.in1k": _cfg("vitrpb_base", top1=82.5, gmacs=17.5),
         "test_nat_isotropic.untrained": _cfg(**_TEST),
-        "test_vitrpb.untrained": _cfg(**_TEST),
+        "test_isotropic_vitrpb.untrained": _cfg(**_TEST),
     }
 )
 
@@ -164,6 +164,6 @@ def test_nat_isotropic(pretrained: bool = False, **kwargs) -> NATIsotropic:
 
 
 @register_model
-def test_vitrpb(pretrained: bool = False, **kwargs) -> ViTRPB:
+def test_isotropic_vitrpb(pretrained: bool = False, **kwargs) -> ViTRPB:
     """A ViT with relative biases small enough to test everything in seconds."""
-    return _create("test_vitrpb", pretrained, kwargs, ViTRPB, **_TINIEST, kernel_size=10)
+    return _create("test_isotropic_vitrpb", pretrained, kwargs, ViTRPB, **_TINIEST, kernel_size=10)
