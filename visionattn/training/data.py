@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from timm.data import create_dataset
 from torch import Tensor
@@ -215,6 +216,8 @@ def train_loader(pictures: AugmentedPictures, config: DataConfig, seed: int) -> 
         drop_last=True,
         num_workers=config.workers,
         persistent_workers=config.workers > 0,
+        # Starting workers draws a seed; out of the global generator it would shift the dropout of a resumed run.
+        generator=torch.Generator(),
     )
 
 

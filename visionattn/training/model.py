@@ -118,5 +118,5 @@ def class_names(model: nn.Module) -> list[str]:
     if names := model.pretrained_cfg.get("label_names"):
         return [str(name) for name in names]
     if subset := infer_imagenet_subset(model):
-        return [ImageNetInfo(subset).index_to_description(index) for index in range(model.num_classes)]
+        return ImageNetInfo(subset).label_descriptions()
     return [str(index) for index in range(model.num_classes)]

@@ -1,0 +1,92 @@
+from pathlib import Path
+
+import pytest
+
+from visionattn.training.config import flatten, load_config, to_yaml
+from visionattn.training.model import build_model
+from visionattn.training.optimisation import build_loss, build_optimizer, build_schedule
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "train").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("lr=1", "optimizer.lr"),
+        ("optimiser.lr=1", "optimizer"),
+        ("data.batchsize=1", "data.batch_size"),
+        ("epochs=3", "schedule.epochs"),
+        ("schedule.nam=step", "schedule.name"),
+        ("ema=0.9", "ema_decay"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_known_one(configure, override, nearest):
+    with pytest.raises(ValueError, match=f"unknown key .* nearest known key is '{nearest}'"):
+        configure(override)
+
+
+def test_an_unknown_key_in_the_file_is_an_error_too(tmp_path):
+    file = tmp_path / "typo.yaml"
+    file.write_text("modle: {name: test_nat}\n")
+    with pytest.raises(ValueError, match="'modle'; the nearest known key is 'model'"):
+        load_config(file)
+
+
+def test_overrides_win_over_the_file_and_the_file_over_the_defaults(configure):
+    config = configure("optimizer.lr=0.5", "optimizer.lr=3e-4", "model.kwargs.dims=[8,16,24,32]")
+    assert config.optimizer.lr == 3e-4
+    assert config.data.batch_size == 8
+    assert config.optimizer.name == "adamw"
+    assert config.model.kwargs == {"layer_scale": 1.0, "dims": [8, 16, 24, 32]}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.lr=fast", "optimizer.lr: .*'fast'"),
+        ("data.input_size=56", "data.input_size"),
+        ("optimizer=adamw", "adamw"),
+        ("schedule.epochs", "'schedule.epochs' is not of the form key=value"),
+        ("schedule.epochs=0", "schedule.epochs is 0, wanted at least 1"),
+        ("data.val_fraction=1.5", "data.val_fraction is 1.5, wanted between 0 and 1"),
+        ("data.input_size=[3,56]", r"data.input_size is \[3, 56\], wanted \[channels"),
+        ("resume=perhaps", "resume is 'perhaps', wanted true, false or auto"),
+        ("precision=int8", "precision is 'int8', wanted no, bf16 or fp16"),
+        ("output=???", "output is not set"),
+    ],
+)
+def test_a_wrong_value_is_an_error_that_shows_it(configure, override, message):
+    with pytest.raises(ValueError, match=message):
+        configure(override)
+
+
+def test_mixing_wants_an_even_batch(configure):
+    with pytest.raises(ValueError, match=r"data\.batch_size with mixing is 7, wanted an even number"):
+        configure("augment.mixup=0.8", "data.batch_size=7")
+
+
+@pytest.mark.parametrize("text", [None, "model: [unclosed"])
+def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path, text):
+    file = tmp_path / "broken.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ValueError, match=r"broken\.yaml"):
+        load_config(file)
+
+
+def test_a_written_configuration_reads_back_equal(configure, tmp_path):
+    config = configure("optimizer.kwargs.betas=[0.9,0.95]", "ema_decay=0.99")
+    file = tmp_path / "written.yaml"
+    file.write_text(to_yaml(config))
+    assert flatten(load_config(file)) == flatten(config)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_configuration_builds_its_model_and_optimizer(path, pictures):
+    config = load_config(path, [f"data.root={pictures}"])
+    model = build_model(config.model, num_classes=10, input_size=config.data.input_size)
+    optimizer = build_optimizer(model, config.optimizer)
+    _, epochs = build_schedule(optimizer, config.schedule, updates_per_epoch=3)
+    assert epochs == config.schedule.epochs + config.schedule.cooldown_epochs
+    assert build_loss(config).label_smoothing == config.label_smoothing
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))

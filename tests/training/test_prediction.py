@@ -1,0 +1,110 @@
+import shutil
+
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from visionattn.training.data import UnreadablePictureError
+from visionattn.training.drawing import sheet_size
+from visionattn.training.model import class_names, load_model, load_published, save_model
+from visionattn.training.prediction import classify, write_sheet
+
+CLASSES = ["blue", "green", "red"]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A saved model, untrained, for grey pictures of 32 px."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_nat", num_classes=3, in_chans=1).eval()
+    config = {"input_size": (1, 32, 32), "mean": (0.2,), "std": (0.4,), "crop_pct": 1.0, "interpolation": "bilinear"}
+    save_model(model, tmp_path / "saved", CLASSES, config)
+    return tmp_path / "saved"
+
+
+@pytest.fixture
+def files(pictures):
+    return sorted((pictures / "validation").rglob("*.png"))[:7]
+
+
+def test_predictions_are_the_models_probabilities_in_order(saved, files):
+    model = load_model(saved)
+    for prediction, file in zip(classify(model, files, topk=3), files, strict=True):
+        pixels = torch.tensor(list(Image.open(file).convert("L").tobytes())).view(1, 1, 32, 32) / 255
+        expected = model((pixels - 0.2) / 0.4)[0].softmax(0)
+        assert prediction.path == file
+        assert [name for name, _ in prediction.classes] == [CLASSES[i] for i in expected.argsort(descending=True)]
+        assert [value for _, value in prediction.classes] == pytest.approx(sorted(expected.tolist(), reverse=True))
+
+
+def test_no_more_classes_are_returned_than_there_are(saved, files):
+    model = load_model(saved)
+    assert [len(p.classes) for p in classify(model, files[:1], topk=5)] == [3]
+    assert [len(p.classes) for p in classify(model, files[:1], topk=1)] == [1]
+
+
+def test_classes_without_saved_names_are_imagenets_or_numbers():
+    assert class_names(timm.create_model("test_nat", num_classes=1000))[281].startswith("tabby")
+    assert class_names(timm.create_model("test_nat", num_classes=4)) == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, (240, 320)), (5, (1200, 320)), (7, (1200, 640))])
+def test_the_sheet_is_a_png_of_the_announced_size(saved, files, tmp_path, count, size):
+    sheet = tmp_path / "sheets" / "sheet.png"
+    write_sheet(classify(load_model(saved), files[:count]), sheet)
+    assert sheet_size(count) == size
+    with Image.open(sheet) as picture:
+        picture.load()
+        assert picture.format == "PNG"
+        assert picture.size == size
+        assert len(picture.convert("RGB").getcolors(maxcolors=1 << 20)) > 100
+    assert [path.name for path in sheet.parent.iterdir()] == ["sheet.png"]
+
+
+def test_a_picture_that_cannot_be_read_is_named(saved, files, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(files[0].read_bytes()[:100])
+    with pytest.raises(UnreadablePictureError, match=r"cannot read the picture .*broken\.png"):
+        classify(load_model(saved), [*files, broken])
+    with pytest.raises(UnreadablePictureError, match=r"missing\.png: No such file"):
+        classify(load_model(saved), [tmp_path / "missing.png"])
+
+
+def test_nothing_to_classify_is_an_error(saved, files):
+    with pytest.raises(ValueError, match="no pictures to classify"):
+        classify(load_model(saved), [])
+    with pytest.raises(ValueError, match="topk is 0, wanted at least 1"):
+        classify(load_model(saved), files, topk=0)
+
+
+def test_a_folder_without_a_model_is_an_error_that_says_what_is_missing(saved):
+    (saved / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"saved is not a saved model: it has no model\.safetensors"):
+        load_model(saved)
+    with pytest.raises(ValueError, match=r"nowhere is not a saved model: it has no config\.json"):
+        load_model("nowhere")
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+def test_truncated_weights_are_an_error_that_names_the_folder(saved, share):
+    file = saved / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match=r"cannot load the model in .*saved"):
+        load_model(saved)
+
+
+def test_weights_of_another_model_are_an_error(saved, tmp_path):
+    other = timm.create_model("test_nat", num_classes=3, in_chans=1, dims=(16, 32, 64, 128), num_heads=(1, 2, 4, 8))
+    save_model(other, tmp_path / "other", CLASSES, {})
+    shutil.copy(tmp_path / "other" / "model.safetensors", saved)
+    with pytest.raises(ValueError, match=r"cannot load the model in .*saved: .*does not fit NAT"):
+        load_model(saved)
+
+
+def test_an_unknown_model_names_the_nearest_and_one_without_weights_is_an_error():
+    with pytest.raises(ValueError, match="unknown model 'nat_mimi'; the nearest known model is 'nat_mini'"):
+        load_published("nat_mimi")
+    with pytest.raises(ValueError, match="cannot load the weights of test_nat: No pretrained weights exist"):
+        load_published("test_nat")
