@@ -98,5 +98,5 @@ def _add_bias_gradient(grad_bias: Tensor, grad_mask: Tensor, plan: TilePlan) -> 
     heads = len(grad_bias)
     per_head = grad_mask.permute(2, 0, 1, 3, 4).reshape(heads, -1)
     entries = grad_bias.new_zeros(heads, grad_bias[0].numel() + 1)
-    entries.scatter_add_(1, plan.index.flatten().expand(heads, -1), per_head)
+    entries.scatter_add_(1, plan.index.flatten().long().expand(heads, -1), per_head)
     grad_bias += entries[:, :-1].view(grad_bias.shape)

@@ -60,7 +60,7 @@ class TilePlan(NamedTuple):
     Attributes:
         rows, columns: Tiles along each axis.
         pattern: For each row of tiles, the entry of `index` and `mask` that is its own.
-        index: (patterns, columns, queries, keys) int64 into the flattened relative bias with one entry appended, that
+        index: (patterns, columns, queries, keys) int32 into the flattened relative bias with one entry appended, that
             of the keys outside the window; queries and keys of a tile are flattened row-major.
         mask: (patterns, columns, 1, queries, keys) 0 where the query sees the key and -inf elsewhere.
     """
@@ -90,7 +90,7 @@ def tile_plan(
     column = columns.offsets[None, :, None, :, None, :]
     outside = (2 * kernel_size[0] - 1) * (2 * kernel_size[1] - 1)
     index = torch.where((row < 0) | (column < 0), outside, row * (2 * kernel_size[1] - 1) + column)
-    index = index.flatten(4, 5).flatten(2, 3)
+    index = index.flatten(4, 5).flatten(2, 3).int()
     mask = torch.zeros(index.shape, dtype=dtype).masked_fill_(index == outside, float("-inf"))
     return TilePlan(rows, columns, pattern.tolist(), index, mask.unsqueeze(2))
 
