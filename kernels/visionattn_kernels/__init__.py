@@ -2,5 +2,6 @@
 
 from visionattn_kernels.op import OPS, Operator
 from visionattn_kernels.ops.neighborhood_attention import neighborhood_attention
+from visionattn_kernels.ops.routed_attention import region_routes, routed_attention
 
-__all__ = ["OPS", "Operator", "neighborhood_attention"]
+__all__ = ["OPS", "Operator", "neighborhood_attention", "region_routes", "routed_attention"]

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 
+import torch
 from torch import Tensor
 
 from visionattn_kernels.ops.windows import window_offsets
-from visionattn_kernels.testing import Case, neighborhood
+from visionattn_kernels.testing import Case, neighborhood, routed
 
 
 @lru_cache(maxsize=16)
@@ -40,7 +41,25 @@ def gathered_neighborhood_attention(
     return (scores.softmax(-1).unsqueeze(3) @ v[:, :, position]).squeeze(3).view(query.shape)
 
 
-BASELINES: dict[str, Callable[..., Tensor]] = {"neighborhood_attention": gathered_neighborhood_attention}
+def gathered_routed_attention(
+    query: Tensor, key: Tensor, value: Tensor, routes: Tensor, scale: float | None = None
+) -> Tensor:
+    """Routed attention as BiFormer's code does it: `gather` on keys and values that are expanded to every region."""
+    batch, heads, regions, tokens, dim = query.shape
+    count = routes.shape[2]
+    pairs = torch.cat([x.permute(0, 2, 3, 1, 4).flatten(3) for x in (key, value)], -1)
+    everywhere = pairs.unsqueeze(1).expand(-1, regions, -1, -1, -1)
+    index = routes.view(batch, regions, count, 1, 1).expand(-1, -1, -1, tokens, pairs.shape[-1])
+    k, v = everywhere.gather(2, index).view(batch * regions, count * tokens, 2, heads, dim).unbind(2)
+    q = query.permute(0, 2, 1, 3, 4).reshape(batch * regions, heads, tokens, dim)
+    scores = (q * (dim**-0.5 if scale is None else scale)) @ k.permute(0, 2, 3, 1)
+    return (scores.softmax(-1) @ v.transpose(1, 2)).view(batch, regions, heads, tokens, dim).transpose(1, 2)
+
+
+BASELINES: dict[str, Callable[..., Tensor]] = {
+    "neighborhood_attention": gathered_neighborhood_attention,
+    "routed_attention": gathered_routed_attention,
+}
 
 # fmt: off
 SHAPES: dict[str, list[Case]] = {
@@ -52,6 +71,12 @@ SHAPES: dict[str, list[Case]] = {
         neighborhood(4, 8, 14, 14, 32, kernel_size=7, bias=True),
         neighborhood(4, 2, 56, 56, 32, kernel_size=7, dilation=8),
         neighborhood(1, 2, 128, 160, 32, kernel_size=7, bias=True),
+    ],
+    "routed_attention": [
+        routed(4, 2, 49, 64, 32, topk=1),
+        routed(4, 4, 49, 16, 32, topk=4),
+        routed(4, 8, 49, 4, 32, topk=16),
+        routed(1, 2, 64, 256, 32, topk=4),
     ],
 }
 # fmt: on

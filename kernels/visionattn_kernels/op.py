@@ -9,7 +9,9 @@ dispatcher selects by device; nothing falls back. Registered so, an operator wor
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import wraps
 
 import torch
 from torch.library import CustomOpDef
@@ -25,13 +27,14 @@ class Operator:
         name: Noun of the mathematics, also the name of the public function and of its file in `ops/`.
         call: The public function: checks its arguments, then dispatches by device.
         reference: The definition, with the arguments of `call`: shortest true code, fp64-capable, never optimised.
-        decomposition: The same in plain aten, for programs that must run without this package; None if there is none.
+        decomposition: The same in plain aten, with the arguments of `call`, valid for symbolic sizes: what exporting
+            uses, so that the program runs without this package.
     """
 
     name: str
     call: Callable
     reference: Callable
-    decomposition: Callable | None = None
+    decomposition: Callable
 
 
 OPS: dict[str, Operator] = {}
@@ -59,10 +62,29 @@ def define(name: str, schema: str, *, cpu: Callable, fake: Callable, cuda: Calla
         cuda: Implementation for CUDA tensors (HIP included); without it such a call raises NotImplementedError.
 
     Returns:
-        The op, callable with positional arguments.
+        The op, callable with positional arguments. Autocast is off inside: an op computes in its arguments' dtype, or
+        in a wider one where it says so.
     """
-    op = torch.library.custom_op(f"{NAMESPACE}::{name}", cpu, mutates_args=(), device_types="cpu", schema=schema)
+    op = torch.library.custom_op(
+        f"{NAMESPACE}::{name}", _outside_autocast("cpu", cpu), mutates_args=(), device_types="cpu", schema=schema
+    )
     op.register_fake(fake)
     if cuda is not None:
-        op.register_kernel("cuda")(cuda)
+        op.register_kernel("cuda")(_outside_autocast("cuda", cuda))
     return op
+
+
+def no_autocast(device_type: str) -> AbstractContextManager:
+    """Context in which autocast leaves dtypes alone; nothing where it is off, so that an exported graph stays plain."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
+def _outside_autocast(device_type: str, implementation: Callable) -> Callable:
+    @wraps(implementation)
+    def run(*args):
+        with no_autocast(device_type):
+            return implementation(*args)
+
+    return run

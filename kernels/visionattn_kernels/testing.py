@@ -25,27 +25,37 @@ class Case:
 
     Attributes:
         op: Name in `OPS`.
-        shapes: Shape of each tensor argument; tensors are filled from the normal distribution.
+        shapes: Shape of each floating point argument; they are filled from the normal distribution.
         settings: The other arguments.
+        indices: Shape and number of choices of each argument that is an index.
     """
 
     op: str
     shapes: dict[str, tuple[int, ...]]
     settings: dict[str, Any] = field(default_factory=dict)
+    indices: dict[str, tuple[tuple[int, ...], int]] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """Shape of the first tensor, the settings and whether there is a bias, for test names and tables."""
+        """Shape of the first tensor, the settings and what else there is, for test names and tables."""
         first = "x".join(map(str, next(iter(self.shapes.values()))))
         bias = ["bias"] if "bias" in self.shapes else []
-        return " ".join([first, *(f"{name}={value}" for name, value in self.settings.items()), *bias])
+        indices = (f"{name}={shape[-1]}" for name, (shape, _) in self.indices.items())
+        return " ".join([first, *(f"{name}={value}" for name, value in self.settings.items()), *indices, *bias])
 
     def tensors(self, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0) -> dict[str, Tensor]:
-        """The tensor arguments, the same numbers for every dtype and device up to rounding; they require a gradient."""
+        """The tensor arguments, the same numbers for every dtype and device up to rounding.
+
+        What is floating point requires a gradient.
+        """
         generator = torch.Generator().manual_seed(seed)
         drawn = {
             name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in self.shapes.items()
         }
-        return {name: x.to(device=device, dtype=dtype).requires_grad_() for name, x in drawn.items()}
+        indices = {
+            name: torch.randint(choices, shape, generator=generator).to(device)
+            for name, (shape, choices) in self.indices.items()
+        }
+        return {name: x.to(device=device, dtype=dtype).requires_grad_() for name, x in drawn.items()} | indices
 
 
 def neighborhood(
@@ -59,11 +69,21 @@ def neighborhood(
     return Case("neighborhood_attention", shapes, settings)
 
 
+def routed(batch: int, heads: int, regions: int, tokens: int, dim: int, *, topk: int, **settings: Any) -> Case:
+    """A case of `routed_attention`; a region may be named twice, which `region_routes` never does."""
+    shapes = dict.fromkeys(("query", "key", "value"), (batch, heads, regions, tokens, dim))
+    return Case("routed_attention", shapes, settings, {"routes": ((batch, regions, topk), regions)})
+
+
+# Arguments that all images of a batch share.
+SHARED = frozenset({"bias"})
+
+# The second case of an operator is the one that is also compiled, exported and differentiated numerically.
 # fmt: off
 CASES: dict[str, list[Case]] = {
     "neighborhood_attention": [
         neighborhood(2, 2, 14, 14, 32, kernel_size=7),
-        neighborhood(1, 2, 17, 23, 16, kernel_size=7, bias=True),
+        neighborhood(2, 2, 17, 23, 16, kernel_size=7, bias=True),
         neighborhood(2, 1, 29, 19, 8, kernel_size=(3, 5), dilation=(4, 3), bias=True),
         neighborhood(1, 2, 13, 16, 24, kernel_size=(4, 6), dilation=(1, 2), bias=True),
         neighborhood(1, 2, 20, 33, 16, kernel_size=(5, 7), stride=(2, 7), bias=True),
@@ -71,6 +91,21 @@ CASES: dict[str, list[Case]] = {
         neighborhood(1, 3, 1, 41, 8, kernel_size=(1, 9), dilation=(1, 4), bias=True),
         neighborhood(1, 1, 9, 9, 8, kernel_size=3, scale=0.5),
     ],
+    "routed_attention": [
+        routed(2, 4, 49, 4, 32, topk=16),
+        routed(2, 2, 12, 35, 16, topk=3, scale=0.1),
+        routed(1, 1, 49, 16, 24, topk=4),
+        routed(1, 3, 25, 1, 8, topk=2),
+        routed(2, 1, 3, 130, 40, topk=1),
+        routed(1, 2, 1, 7, 8, topk=1),
+        routed(1, 2, 100, 64, 64, topk=2),
+    ],
+}
+
+# The second case of each operator at another size.
+RESIZED: dict[str, Case] = {
+    "neighborhood_attention": neighborhood(3, 2, 29, 16, 16, kernel_size=7, bias=True),
+    "routed_attention": routed(3, 2, 9, 50, 16, topk=4, scale=0.1),
 }
 # fmt: on
 
@@ -85,13 +120,14 @@ def evaluate(call: Callable[..., Tensor], case: Case, tensors: dict[str, Tensor]
         seed: Of the direction.
 
     Returns:
-        "out" and "grad_NAME" for every tensor argument.
+        "out" and "grad_NAME" for every tensor argument that requires a gradient.
     """
     out = call(**tensors, **case.settings)
     generator = torch.Generator().manual_seed(seed)
     direction = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)
-    gradients = torch.autograd.grad(out, list(tensors.values()), direction)
-    return {"out": out.detach(), **{f"grad_{name}": g for name, g in zip(tensors, gradients, strict=True)}}
+    trainable = {name: x for name, x in tensors.items() if x.requires_grad}
+    gradients = torch.autograd.grad(out, list(trainable.values()), direction)
+    return {"out": out.detach(), **{f"grad_{name}": g for name, g in zip(trainable, gradients, strict=True)}}
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:
@@ -102,8 +138,9 @@ def relative_error(got: Tensor, want: Tensor) -> float:
     return ((got - want).norm() / want.norm().clamp(min=1e-300)).item() if want.numel() else 0.0
 
 
-def _cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    return {name: x.detach().to(dtype).requires_grad_() for name, x in tensors.items()}
+def widened(tensors: dict[str, Tensor], dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """The same numbers in `dtype`, as leaves that require a gradient where they did; indices stay as they are."""
+    return {name: x.detach().to(dtype).requires_grad_() if x.requires_grad else x for name, x in tensors.items()}
 
 
 def error_budget(
@@ -116,7 +153,7 @@ def error_budget(
     """
     dtype = tensors[next(iter(tensors))].dtype
     measured = torch.float32 if dtype == torch.float64 else dtype
-    plain = evaluate(reference, case, _cast(tensors, measured))
+    plain = evaluate(reference, case, widened(tensors, measured))
     scale = torch.finfo(dtype).eps / torch.finfo(measured).eps
     return {
         name: BUDGET_FACTOR * scale * max(relative_error(plain[name], exact), torch.finfo(measured).eps)
@@ -146,7 +183,7 @@ def check(
     """
     reference = reference or OPS[case.op].reference
     tensors = case.tensors(dtype, device)
-    want = evaluate(reference, case, _cast(tensors, torch.float64))
+    want = evaluate(reference, case, widened(tensors))
     got = evaluate(call, case, tensors)
     for name, budget in error_budget(case, tensors, want, reference).items():
         error = relative_error(got[name], want[name])

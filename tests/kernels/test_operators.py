@@ -1,14 +1,28 @@
 """Every operator against its reference, under everything that torch may do with an operator."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from visionattn_kernels import OPS
 from visionattn_kernels.op import NAMESPACE
-from visionattn_kernels.testing import CASES, Case, check, evaluate, relative_error
+from visionattn_kernels.testing import (
+    CASES,
+    RESIZED,
+    SHARED,
+    Case,
+    check,
+    error_budget,
+    evaluate,
+    relative_error,
+    widened,
+)
 
 ALL = [pytest.param(case, id=f"{case.op} {case}") for cases in CASES.values() for case in cases]
 FIRST = [pytest.param(cases[1], id=op) for op, cases in CASES.items()]
@@ -19,7 +33,7 @@ def call(case: Case):
 
 
 def test_every_operator_has_cases():
-    assert set(CASES) == set(OPS)
+    assert set(CASES) == set(RESIZED) == set(OPS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -28,38 +42,71 @@ def test_results_and_gradients_stay_within_the_error_budget(case, dtype):
     check(case, call(case), dtype)
 
 
+@pytest.mark.parametrize("case", ALL)
+def test_the_decomposition_stays_within_the_error_budget(case):
+    check(case, OPS[case.op].decomposition)
+
+
+# Orders of the axes in memory: as a projection leaves them, as a convolution does, and last axis first.
+LAYOUTS = {
+    "heads inside": lambda x: x.movedim(1, -2).contiguous().movedim(-2, 1) if x.ndim > 3 else x,
+    "channels outside": lambda x: x.movedim(-1, 2).contiguous().movedim(2, -1) if x.ndim > 3 else x,
+    "reversed": lambda x: x.permute(*reversed(range(x.ndim))).contiguous().permute(*reversed(range(x.ndim))),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", FIRST)
-def test_any_strides_give_the_same_answer(case):
-    tensors = case.tensors()
-    want = evaluate(call(case), case, tensors)
-    strided = {
-        n: x.detach().transpose(0, -1).contiguous().transpose(0, -1).requires_grad_() for n, x in tensors.items()
-    }
-    assert not any(x.is_contiguous() for x in strided.values())
-    got = evaluate(call(case), case, strided)
-    assert all(torch.equal(got[name], want[name]) for name in want)
+def test_any_strides_give_the_same_answer(case, layout):
+    def relaid(**arguments):
+        tensors = {n: LAYOUTS[layout](x) if isinstance(x, torch.Tensor) else x for n, x in arguments.items()}
+        assert not tensors["value"].is_contiguous()
+        return call(case)(**tensors)
+
+    check(case, relaid)
+
+
+@pytest.mark.parametrize("case", FIRST)
+def test_an_expanded_gradient_is_as_good_as_a_contiguous_one(case):
+    tensors = {n: x for n, x in case.tensors().items() if x.requires_grad}
+    out = call(case)(**case.tensors() | tensors, **case.settings)
+    one = out.new_ones(())
+    expanded, contiguous = (
+        torch.autograd.grad(out, list(tensors.values()), g, retain_graph=True)
+        for g in (one.expand(out.shape), one.expand(out.shape).contiguous())
+    )
+    for name, got, want in zip(tensors, expanded, contiguous, strict=True):
+        assert relative_error(got, want) <= 4 * torch.finfo(torch.float32).eps, name
 
 
 @pytest.mark.parametrize("case", FIRST)
 def test_an_empty_batch_gives_an_empty_result_and_zero_gradients(case):
     tensors = case.tensors()
-    empty = {n: x.detach()[:0].requires_grad_() if n != "bias" else x for n, x in tensors.items()}
-    out = call(case)(**empty, **case.settings)
+    shared = {n: x for n, x in tensors.items() if n in SHARED}
+    empty = {n: x.detach()[:0].requires_grad_(x.requires_grad) for n, x in tensors.items() if n not in SHARED}
+    out = call(case)(**shared, **empty, **case.settings)
     out.sum().backward()
     assert out.numel() == 0
-    assert not tensors["bias"].grad.any()
+    trainable = [x for x in [*shared.values(), *empty.values()] if x.requires_grad]
+    assert all(x.grad.shape == x.shape and not x.grad.any() for x in trainable)
 
 
 @pytest.mark.parametrize("case", FIRST)
 def test_gradcheck_passes_in_float64(case):
-    small = {
-        n: x.detach()[..., :2].requires_grad_() if x.ndim == 5 else x for n, x in case.tensors(torch.float64).items()
-    }
+    tensors = case.tensors(torch.float64)
     assert torch.autograd.gradcheck(
-        lambda *xs: call(case)(**dict(zip(small, xs, strict=True)), **case.settings),
-        tuple(small.values()),
+        lambda *xs: call(case)(**dict(zip(tensors, xs, strict=True)), **case.settings),
+        tuple(tensors.values()),
         fast_mode=True,
     )
+
+
+@pytest.mark.parametrize("case", FIRST)
+def test_autocast_changes_nothing_inside_an_operator(case):
+    want = evaluate(call(case), case, case.tensors())
+    with torch.autocast("cpu", torch.bfloat16):
+        got = evaluate(call(case), case, case.tensors())
+    assert all(torch.equal(got[name], want[name]) for name in want)
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
@@ -67,19 +114,56 @@ def test_gradcheck_passes_in_float64(case):
 def test_compiles_without_a_graph_break(case, dynamic):
     torch.compiler.reset()
     compiled = torch.compile(call(case), fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    want, got = (evaluate(f, case, case.tensors()) for f in (call(case), compiled))
-    assert all(torch.equal(got[name], want[name]) for name in want)
+    for sized in [case, RESIZED[case.op]] if dynamic else [case]:
+        want, got = (evaluate(f, sized, sized.tensors()) for f in (call(case), compiled))
+        assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+class Call(torch.nn.Module):
+    """What is exported of a case."""
+
+    def __init__(self, case: Case):
+        super().__init__()
+        self.case = case
+
+    def forward(self, tensors):
+        return call(self.case)(**tensors, **self.case.settings)
+
+
+WITHOUT_US = """
+import sys
+sys.modules["visionattn_kernels"] = sys.modules["visionattn"] = None
+import torch
+for name in sys.argv[1:]:
+    inputs = torch.load(name + ".inputs.pt")
+    program = torch.export.load(name + ".pt2").module()
+    torch.save([program(tensors) for tensors in inputs], name + ".outputs.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Outputs of every operator's exported program, run without our packages at the size of export and at another."""
+    folder = tmp_path_factory.mktemp("exported")
+    for op, cases in CASES.items():
+        inputs = [{n: x.detach() for n, x in case.tensors().items()} for case in (cases[1], RESIZED[op])]
+        sizes = {
+            n: {axis: Dim.DYNAMIC for axis in range(x.ndim) if x.shape[axis] != inputs[1][n].shape[axis]}
+            for n, x in inputs[0].items()
+        }
+        program = torch.export.export(Call(cases[1]), (inputs[0],), dynamic_shapes=(sizes,))
+        torch.export.save(program, folder / f"{op}.pt2")
+        torch.save(inputs, folder / f"{op}.inputs.pt")
+    subprocess.run([sys.executable, "-W", "error", "-c", WITHOUT_US, *CASES], cwd=folder, check=True, timeout=300)
+    return {op: torch.load(folder / f"{op}.outputs.pt") for op in CASES}
 
 
 @pytest.mark.parametrize("case", FIRST)
-def test_exports(case):
-    class Module(torch.nn.Module):
-        def forward(self, tensors):
-            return call(case)(**tensors, **case.settings)
-
-    tensors = {n: x.detach() for n, x in case.tensors().items()}
-    program = torch.export.export(Module(), (tensors,))
-    assert relative_error(program.module()(tensors), Module()(tensors)) < 4 * torch.finfo(torch.float32).eps
+def test_an_exported_program_runs_without_our_packages_at_any_size(case, exported):
+    for sized, out in zip((case, RESIZED[case.op]), exported[case.op], strict=True):
+        tensors = sized.tensors()
+        want = evaluate(OPS[case.op].reference, sized, widened(tensors))
+        assert relative_error(out, want["out"]) <= error_budget(sized, tensors, want, OPS[case.op].reference)["out"]
 
 
 @pytest.mark.parametrize("device", ["meta", "cuda"])
@@ -88,7 +172,8 @@ def test_fake_tensors_have_shape_and_strides_of_the_result(case, device):
     tensors = case.tensors()
     real = call(case)(**tensors, **case.settings)
     with FakeTensorMode():
-        fake = call(case)(**{n: torch.empty(x.shape, device=device) for n, x in tensors.items()}, **case.settings)
+        fakes = {n: torch.empty(x.shape, dtype=x.dtype, device=device) for n, x in tensors.items()}
+        fake = call(case)(**fakes, **case.settings)
     assert (fake.shape, fake.stride(), fake.device.type) == (real.shape, real.stride(), device)
 
 
@@ -116,5 +201,7 @@ def test_opcheck_passes(case):
         f"{NAMESPACE}.{case.op}_backward.default",
     ]
     (forward, inputs, _), (backward, saved, _) = recorder.calls
-    torch.library.opcheck(forward, tree_map_only(torch.Tensor, lambda x: x.detach().requires_grad_(), inputs))
+    torch.library.opcheck(
+        forward, tree_map_only(torch.Tensor, lambda x: x.detach().requires_grad_(x.is_floating_point()), inputs)
+    )
     torch.library.opcheck(backward, tree_map_only(torch.Tensor, torch.Tensor.detach, saved))

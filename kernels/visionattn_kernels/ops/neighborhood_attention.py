@@ -20,7 +20,8 @@ from torch import Tensor
 from visionattn_kernels.cpu import neighborhood_attention as cpu
 from visionattn_kernels.layout import empty_map
 from visionattn_kernels.op import Operator, define, register
-from visionattn_kernels.ops.windows import window_offsets
+from visionattn_kernels.ops.checks import check_kind, check_rank, check_shape
+from visionattn_kernels.ops.windows import join_blocks, take_blocks, window_blocks, window_offsets
 
 Pair = tuple[int, int]
 
@@ -46,6 +47,34 @@ def reference(
         scores = scores + bias[:, rows.clamp(min=0), columns.clamp(min=0)].view(heads, *scores.shape[2:])
     outside = ((rows < 0) | (columns < 0)).view(scores.shape[2:]).to(query.device)
     return (scores.masked_fill(outside, float("-inf")).softmax(-1) @ v).view(query.shape)
+
+
+def decomposition(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """The operator in plain aten, for exported programs: blocks of queries with their keys under an additive mask."""
+    kernel_size, stride, dilation = (_pair(value) for value in (kernel_size, stride, dilation))
+    rows, columns = (
+        window_blocks(*axis, device=query.device)
+        for axis in zip(query.shape[2:4], kernel_size, stride, dilation, strict=True)
+    )
+    row, column = rows.offsets[:, None, :, None, :, None], columns.offsets[None, :, None, :, None, :]
+    outside = ((row < 0) | (column < 0)).flatten(4, 5).flatten(2, 3).unsqueeze(2)
+    q = take_blocks(query, rows.queries, columns.queries)
+    k, v = (take_blocks(x, rows.keys, columns.keys) for x in (key, value))
+    scores = q @ k.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if bias is not None:
+        entries = bias[:, row.clamp(min=0), column.clamp(min=0)]
+        scores = scores + entries.flatten(5, 6).flatten(3, 4).permute(1, 2, 0, 3, 4)
+    weights = scores.masked_fill(outside, float("-inf")).softmax(-1)
+    return join_blocks(weights @ v, rows, columns)
 
 
 def neighborhood_attention(
@@ -82,6 +111,8 @@ def neighborhood_attention(
     kernel_size, stride, dilation = (_pair(value) for value in (kernel_size, stride, dilation))
     _check(query, key, value, kernel_size, stride, dilation, bias)
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    if torch.compiler.is_exporting():
+        return decomposition(query, key, value, kernel_size, stride, dilation, bias, scale)
     return _forward(query, key, value, bias, kernel_size, stride, dilation, scale)[0]
 
 
@@ -97,17 +128,10 @@ def _check(
     query: Tensor, key: Tensor, value: Tensor, kernel_size: Pair, stride: Pair, dilation: Pair, bias: Tensor | None
 ) -> None:
     """Raise ValueError where the arguments do not fit together."""
-    if query.ndim != 5:
-        raise ValueError(f"query must be (B, heads, H, W, D), got {tuple(query.shape)}")
+    check_rank("query", query, "(B, heads, H, W, D)")
     for name, tensor in (("key", key), ("value", value)):
-        if tensor.shape != query.shape:
-            raise ValueError(f"{name} must have query's shape {tuple(query.shape)}, got {tuple(tensor.shape)}")
-    for name, tensor in (("key", key), ("value", value), ("bias", bias)):
-        if tensor is not None and (tensor.dtype != query.dtype or tensor.device != query.device):
-            wanted, seen = (f"{x.dtype} on {x.device}" for x in (query, tensor))
-            raise ValueError(f"{name} must be as query, {wanted}, got {seen}")
-    if not query.is_floating_point():
-        raise ValueError(f"query must be floating point, got {query.dtype}")
+        check_shape(name, tensor, "query's shape", query.shape)
+    check_kind(query, key=key, value=value, bias=bias)
     for axis, length, kernel, step, gap in zip(
         ("rows", "columns"), query.shape[2:4], kernel_size, stride, dilation, strict=True
     ):
@@ -123,8 +147,7 @@ def _check(
             )
     if bias is not None:
         wanted = (query.shape[1], 2 * kernel_size[0] - 1, 2 * kernel_size[1] - 1)
-        if tuple(bias.shape) != wanted:
-            raise ValueError(f"bias must be (heads, 2K-1, 2K-1) = {wanted}, got {tuple(bias.shape)}")
+        check_shape("bias", bias, "(heads, 2K-1, 2K-1)", wanted)
 
 
 def _forward_fake(query, key, value, bias, kernel_size, stride, dilation, scale):
@@ -167,4 +190,4 @@ _backward = define(
     fake=_backward_fake,
 )
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
-register(Operator("neighborhood_attention", neighborhood_attention, reference))
+register(Operator("neighborhood_attention", neighborhood_attention, reference, decomposition))

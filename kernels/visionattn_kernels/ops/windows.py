@@ -9,6 +9,8 @@ centre (Generalized Neighborhood Attention, arXiv:2504.16922).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -43,3 +45,64 @@ def window_offsets(length: int, kernel: int, stride: int, dilation: int) -> Tens
     start = window_start(place, members, kernel, stride)[:, None]
     seen = (residue[:, None] == residue) & (place >= start) & (place < start + kernel)
     return torch.where(seen, place - place[:, None] + kernel - 1, -1)
+
+
+class Blocks(NamedTuple):
+    """An axis cut into blocks of queries with the keys that each needs, as index tensors.
+
+    Attributes:
+        queries: (n, T) position of each query; the last one of its residue class again where the block is not full.
+        keys: (n, R) position of each key, enough for the windows of all queries of the block.
+        offsets: (n, T, R) as in `window_offsets`.
+        places: (length,) where each position stands among the flattened `queries`.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    offsets: Tensor
+    places: Tensor
+
+
+def window_blocks(
+    length: int, kernel: int, stride: int, dilation: int, size: int = 8, device: torch.device | None = None
+) -> Blocks:
+    """Cut an axis into blocks of `size` queries of one residue class.
+
+    Plain arithmetic on tensors, so that `length` may be symbolic: this is how exported programs find their windows.
+    """
+    per_class = ((length + dilation - 1) // dilation + size - 1) // size
+    block = torch.arange(dilation * per_class, device=device)[:, None]
+    residue = block // per_class
+    members = (length - residue + dilation - 1) // dilation
+    place = torch.minimum(block % per_class * size + torch.arange(size, device=device), members - 1)
+    start = window_start(place, members, kernel, stride)
+    # The windows of `size` consecutive queries start at most size + stride - 2 members apart.
+    key = start[:, :1] + torch.arange(size + stride + kernel - 2, device=device)
+    seen = (key[:, None] >= start[:, :, None]) & (key[:, None] < start[:, :, None] + kernel)
+    offsets = torch.where(seen, key[:, None] - place[:, :, None] + kernel - 1, -1)
+    position = torch.arange(length, device=device)
+    member = position // dilation
+    places = (position % dilation * per_class + member // size) * size + member % size
+    return Blocks(residue + dilation * place, (residue + dilation * key).clamp(max=length - 1), offsets, places)
+
+
+def take_blocks(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Copy blocks of a map.
+
+    Args:
+        x: (B, heads, H, W, D)
+        rows: (m, S) rows of each of m blocks.
+        columns: (n, T) columns of each of n blocks.
+
+    Returns:
+        (B, m, n, heads, S T, D)
+    """
+    taken = x.index_select(2, rows.flatten()).index_select(3, columns.flatten())
+    return taken.unflatten(3, columns.shape).unflatten(2, rows.shape).permute(0, 2, 4, 1, 3, 5, 6).flatten(4, 5)
+
+
+def join_blocks(blocks: Tensor, rows: Blocks, columns: Blocks) -> Tensor:
+    """Put the blocks (B, m, n, heads, S T, D) of queries together to a map, (B, heads, H, W, D)."""
+    blocks = blocks.unflatten(4, (rows.queries.shape[1], columns.queries.shape[1]))
+    joined = blocks.permute(0, 1, 4, 2, 5, 3, 6).flatten(3, 4).flatten(1, 2)
+    return joined.index_select(1, rows.places).index_select(2, columns.places).permute(0, 3, 1, 2, 4)
