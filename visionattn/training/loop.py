@@ -27,6 +27,7 @@ from visionattn.training.data import (
     AugmentedPictures,
     Draw,
     Pictures,
+    Source,
     check_pictures,
     open_source,
     train_loader,
@@ -118,7 +119,7 @@ class Run:
         self.schedule.step_update(self.updates)
 
 
-def _make_pictures(source, config: Config, data_config: dict[str, Any]) -> tuple[AugmentedPictures, Pictures]:
+def _make_pictures(source: Source, config: Config, data_config: dict[str, Any]) -> tuple[AugmentedPictures, Pictures]:
     """The training pictures, whose augmentation is tried on one of them, and the validation pictures."""
     channels = data_config["input_size"][0]
     if channels not in MODES:
@@ -183,13 +184,17 @@ def train_one_epoch(run: Run, epoch: int, on_update: Callable[[Meter], None] = l
                 run.ema.update(run.bare_model, step=run.updates)
             on_update(meter)
 
-    result = meter.read(everywhere=True)
-    if not math.isfinite(result["loss"]):
+    seen = meter.read(everywhere=True)
+    if not math.isfinite(seen["loss"]):
         raise ValueError(
-            f"the training loss is {result['loss']} in epoch {epoch + 1}; wanted a number: lower optimizer.lr"
+            f"the training loss is {seen['loss']} in epoch {epoch + 1}, wanted a number: lower optimizer.lr"
         )
-    lr = max(group["lr"] for group in run.optimizer.param_groups)
-    return {"lr": lr, **{f"train_{key}" if key != "images_per_second" else key: x for key, x in result.items()}}
+    return {
+        "lr": max(group["lr"] for group in run.optimizer.param_groups),
+        "train_loss": seen["loss"],
+        "train_top1": seen["top1"],
+        "images_per_second": seen["images_per_second"],
+    }
 
 
 @torch.no_grad()
