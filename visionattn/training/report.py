@@ -77,11 +77,11 @@ class Report:
 
     def epoch(self, row: Mapping[str, float]) -> None:
         """The line of a finished epoch."""
-        averaged = f", averaged weights {row['ema_top1']:.2f} %" if "ema_top1" in row else ""
+        averaged = f", averaged {row['ema_top1']:.2f} %" if "ema_top1" in row else ""
         self.say(
             f"epoch {row['epoch']:{len(str(self.run.epochs))}d}/{self.run.epochs}  "
-            f"loss {row['train_loss']:.3f}  top-1 {row['train_top1']:.2f} %  |  "
-            f"validation loss {row['val_loss']:.3f}  top-1 {row['val_top1']:.2f} %{averaged}  |  "
+            f"loss {row['train_loss']:.3f}  top-1 {row['train_top1']:.2f} % | "
+            f"validation loss {row['val_loss']:.3f}  top-1 {row['val_top1']:.2f} %{averaged} | "
             f"{row['images_per_second']:.0f} images/s"
         )
 
