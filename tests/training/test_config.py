@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from visionattn.training.config import flatten, load_config, to_yaml
+from visionattn.training.loop import train
 from visionattn.training.model import build_model
 from visionattn.training.optimisation import build_loss, build_optimizer, build_schedule
 
@@ -48,10 +49,12 @@ def test_overrides_win_over_the_file_and_the_file_over_the_defaults(configure):
         ("optimizer=adamw", "adamw"),
         ("schedule.epochs", "'schedule.epochs' is not of the form key=value"),
         ("schedule.epochs=0", "schedule.epochs is 0, wanted at least 1"),
+        ("threads=0", "threads is 0, wanted at least 1"),
+        ("ema_decay=0", "ema_decay is 0.0, wanted between 0 and 1"),
         ("data.val_fraction=1.5", "data.val_fraction is 1.5, wanted between 0 and 1"),
         ("data.input_size=[3,56]", r"data.input_size is \[3, 56\], wanted \[channels"),
         ("resume=perhaps", "resume is 'perhaps', wanted true, false or auto"),
-        ("precision=int8", "precision is 'int8', wanted no, bf16 or fp16"),
+        ("precision=int8", "precision is 'int8', wanted fp32, bf16 or fp16"),
         ("output=???", "output is not set"),
     ],
 )
@@ -61,7 +64,7 @@ def test_a_wrong_value_is_an_error_that_shows_it(configure, override, message):
 
 
 def test_mixing_wants_an_even_batch(configure):
-    with pytest.raises(ValueError, match=r"data\.batch_size with mixing is 7, wanted an even number"):
+    with pytest.raises(ValueError, match=r"data\.batch_size is 7, wanted .* even where batches are mixed"):
         configure("augment.mixup=0.8", "data.batch_size=7")
 
 
@@ -90,3 +93,13 @@ def test_every_shipped_configuration_builds_its_model_and_optimizer(path, pictur
     assert epochs == config.schedule.epochs + config.schedule.cooldown_epochs
     assert build_loss(config).label_smoothing == config.label_smoothing
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_configuration_trains_an_epoch_on_a_small_model_and_set(path, pictures, tmp_path):
+    small = ("model.name=test_nat", "data.reader=folder", f"data.root={pictures}", "data.val_fraction=null")
+    quick = ("data.input_size=[3,32,32]", "data.batch_size=8", "data.workers=0", "schedule.epochs=1")
+    brief = ("schedule.warmup_epochs=0", "schedule.cooldown_epochs=0", "precision=fp32", "device=cpu")
+    run = train(load_config(path, (*small, *quick, *brief, f"output={tmp_path / 'run'}")))
+    assert run.updates == 24 // 8
+    assert (run.folder.best / "model.safetensors").is_file()

