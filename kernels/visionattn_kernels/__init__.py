@@ -1,7 +1,8 @@
 """The attention operators behind visionattn, usable without it: torch in, torch out, one kernel a device."""
 
 from visionattn_kernels.op import OPS, Operator
+from visionattn_kernels.ops.halo_attention import halo_attention
 from visionattn_kernels.ops.neighborhood_attention import neighborhood_attention
 from visionattn_kernels.ops.routed_attention import region_routes, routed_attention
 
-__all__ = ["OPS", "Operator", "neighborhood_attention", "region_routes", "routed_attention"]
+__all__ = ["OPS", "Operator", "halo_attention", "neighborhood_attention", "region_routes", "routed_attention"]

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from visionattn_kernels.ops.windows import window_offsets
-from visionattn_kernels.testing import Case, neighborhood, routed
+from visionattn_kernels.testing import Case, halo, neighborhood, routed
 
 
 @lru_cache(maxsize=16)
@@ -56,9 +57,40 @@ def gathered_routed_attention(
     return (scores.softmax(-1) @ v.transpose(1, 2)).view(batch, regions, heads, tokens, dim).transpose(1, 2)
 
 
+def unfolded_halo_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    height_rel: Tensor,
+    width_rel: Tensor,
+    block_size: int,
+    halo_size: int,
+) -> Tensor:
+    """Halo attention as timm does it: all windows unfolded from padded keys and values, relative logits shifted."""
+    batch, heads, height, width, dim = query.shape
+    rows, columns, window = height // block_size, width // block_size, block_size + 2 * halo_size
+    q = query.unflatten(3, (columns, -1)).unflatten(2, (rows, -1)).transpose(3, 4).flatten(0, 3)
+    pairs = F.pad(torch.cat([key, value], -1), (0, 0, *(halo_size,) * 4))
+    windows = pairs.unfold(2, window, block_size).unfold(3, window, block_size)
+    k, v = windows.reshape(len(q), -1, window**2).transpose(1, 2).split([dim, value.shape[-1]], -1)
+    by_column = _shifted(q @ width_rel.t()).unsqueeze(-2)
+    by_row = _shifted(q.transpose(1, 2) @ height_rel.t()).transpose(1, 2).unsqueeze(-1)
+    scores = q.flatten(1, 2) * dim**-0.5 @ k.transpose(1, 2) + (by_row + by_column).flatten(3).flatten(1, 2)
+    out = (scores.softmax(-1) @ v).view(batch, heads, rows, columns, block_size, block_size, -1)
+    return out.transpose(3, 4).reshape(batch, heads, height, width, -1)
+
+
+def _shifted(logits: Tensor) -> Tensor:
+    """Logits (n, rows, S, 2P-1) of relative positions as those of the keys, (n, rows, S, P), by padding and a view."""
+    n, rows, size, entries = logits.shape
+    flat = F.pad(F.pad(logits, (0, 1)).flatten(2), (0, entries - size))
+    return flat.view(n, rows, size + 1, entries)[:, :, :size, entries // 2 :]
+
+
 BASELINES: dict[str, Callable[..., Tensor]] = {
     "neighborhood_attention": gathered_neighborhood_attention,
     "routed_attention": gathered_routed_attention,
+    "halo_attention": unfolded_halo_attention,
 }
 
 # fmt: off
@@ -77,6 +109,11 @@ SHAPES: dict[str, list[Case]] = {
         routed(4, 4, 49, 16, 32, topk=4),
         routed(4, 8, 49, 4, 32, topk=16),
         routed(1, 2, 64, 256, 32, topk=4),
+    ],
+    "halo_attention": [
+        halo(2, 8, 56, 56, 16, block_size=8, halo_size=3),
+        halo(2, 8, 32, 32, 32, block_size=8, halo_size=2),
+        halo(1, 4, 128, 128, 16, block_size=8, halo_size=3),
     ],
 }
 # fmt: on

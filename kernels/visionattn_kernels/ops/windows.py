@@ -47,6 +47,11 @@ def window_offsets(length: int, kernel: int, stride: int, dilation: int) -> Tens
     return torch.where(seen, place - place[:, None] + kernel - 1, -1)
 
 
+def relative_entries(queries: int, window: int, device: torch.device | None = None) -> Tensor:
+    """Key minus query plus window - 1, (queries, window): entries of a table of all 2 window - 1 relative positions."""
+    return torch.arange(window, device=device) - torch.arange(queries, device=device)[:, None] + window - 1
+
+
 class Blocks(NamedTuple):
     """An axis cut into blocks of queries with the keys that each needs, as index tensors.
 
