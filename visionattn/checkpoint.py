@@ -43,7 +43,8 @@ def fit(state_dict: dict[str, Tensor], model: nn.Module, free: Sequence[str] = (
         ValueError: A name is missing, unknown or of another shape; the message names the first of each.
     """
     wanted = model.state_dict()
-    bound = {name for name in wanted if not name.startswith(tuple(free))}
+    # torch itself does without the counters of batch norms, which old files lack.
+    bound = {name for name in wanted if not name.startswith(tuple(free)) and not name.endswith("num_batches_tracked")}
     missing = [name for name in wanted if name in bound and name not in state_dict]
     unknown = [name for name in state_dict if name not in wanted and not name.startswith(tuple(free))]
     shapes = {name: (tuple(state_dict[name].shape), tuple(wanted[name].shape)) for name in bound & state_dict.keys()}

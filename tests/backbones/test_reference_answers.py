@@ -53,7 +53,9 @@ def test_logits_features_and_gradient_are_the_authors(path):
 def _dense_norm(golden: Golden, index: int, feature: torch.Tensor) -> torch.Tensor:
     """The norm that the authors' detector puts on an output, where the reference features were taken behind one."""
     names = {name for name, _ in golden.meta.get("feature_manifest", [])}
-    if f"norm{index}.weight" not in names:
-        return feature
-    weight, bias = (torch.from_numpy(fill(f"norm{index}.{kind}", (feature.shape[1],))) for kind in ("weight", "bias"))
-    return F.layer_norm(feature.permute(0, 2, 3, 1), (feature.shape[1],), weight, bias).permute(0, 3, 1, 2)
+    for name, eps in ((f"norm{index}", 1e-5), (f"extra_norms.{index}", 1e-6)):
+        if f"{name}.weight" in names:
+            channels = (feature.shape[1],)
+            weight, bias = (torch.from_numpy(fill(f"{name}.{kind}", channels)) for kind in ("weight", "bias"))
+            return F.layer_norm(feature.permute(0, 2, 3, 1), channels, weight, bias, eps).permute(0, 3, 1, 2)
+    return feature
