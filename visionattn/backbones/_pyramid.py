@@ -21,24 +21,39 @@ class Stage(nn.Module):
     Args:
         dim: Channels of the blocks.
         downsample: Module to this stage's resolution and width, (B, C, H, W) to (B, dim, H', W'); Identity for none.
-        blocks: Modules on (B, H, W, dim).
+        blocks: Modules on (B, H, W, dim), or on (B, dim, H, W) where `channels_first`.
+        channels_first: Layout of the blocks.
+        norm: Norm of the blocks' result, which the next stage sees too; on (B, dim, H', W'), None for none.
     """
 
-    def __init__(self, dim: int, downsample: nn.Module, blocks: Sequence[nn.Module]):
+    def __init__(
+        self,
+        dim: int,
+        downsample: nn.Module,
+        blocks: Sequence[nn.Module],
+        channels_first: bool = False,
+        norm: nn.Module | None = None,
+    ):
         super().__init__()
         self.dim = dim
         self.grad_checkpointing = False
+        self.channels_first = channels_first
         self.downsample = downsample
         self.blocks = nn.Sequential(*blocks)
+        self.norm = nn.Identity() if norm is None else norm
 
     def forward(self, x: Tensor) -> Tensor:
         """Downsample, then run the blocks."""
-        x = self.downsample(x).permute(0, 2, 3, 1)
+        x = self.downsample(x)
+        if not self.channels_first:
+            x = x.permute(0, 2, 3, 1)
         if self.grad_checkpointing and not torch.jit.is_scripting():
             x = checkpoint_seq(self.blocks, x)
         else:
             x = self.blocks(x)
-        return x.permute(0, 3, 1, 2)
+        if not self.channels_first:
+            x = x.permute(0, 3, 1, 2)
+        return self.norm(x)
 
 
 class Pyramid(nn.Module):
@@ -104,6 +119,7 @@ class Pyramid(nn.Module):
         blocks = [
             (r"^stages\.(\d+)\.downsample", (0,)),
             (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+            (r"^stages\.(\d+)\.norm", (99998,)),
             (r"^norm", (99999,)),
         ]
         return {"stem": r"^stem", "blocks": blocks}
