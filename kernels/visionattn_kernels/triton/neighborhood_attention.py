@@ -1,0 +1,213 @@
+"""Neighborhood attention in Triton, the launchers: results allocated, tiles chosen, kernels run."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from visionattn_kernels.layout import empty_map
+from visionattn_kernels.triton.launch import Launch, check_dtype, padded_dim, run
+from visionattn_kernels.triton.neighborhood_attention_kernels import (
+    neighborhood_attention_bwd_key_value_kernel,
+    neighborhood_attention_bwd_query_kernel,
+    neighborhood_attention_fwd_kernel,
+)
+
+Pair = tuple[int, int]
+
+
+class Tiles(NamedTuple):
+    """How a kernel cuts its work.
+
+    Attributes:
+        tile: Members that a program owns, (rows, columns).
+        block: Members that its loop takes at once, a power of two; `block_shape` makes a rectangle of them.
+        num_warps, num_stages: As of `Launch`.
+    """
+
+    tile: Pair
+    block: int
+    num_warps: int
+    num_stages: int
+
+
+# The entries, by bytes an element and padded head dim. The rule: 8x8 members a program, because the 64 rows fill the
+# matrix instruction of four warps on every chip and a square has the smallest halo; the largest block of at most 64,
+# and two stages so that loads overlap with products, as long as no chip spills a register, with and without a bias
+# (`tools/compile_kernels.py` prints them). Each comment names what stopped the next larger choice.
+FORWARD = {
+    (2, 16): Tiles((8, 8), 64, 4, 2),
+    (2, 32): Tiles((8, 8), 64, 4, 2),
+    (2, 64): Tiles((8, 8), 64, 4, 2),
+    (2, 128): Tiles((8, 8), 32, 4, 2),
+    (4, 16): Tiles((8, 8), 32, 4, 2),
+    (4, 32): Tiles((8, 8), 32, 4, 2),
+    (4, 64): Tiles((8, 8), 16, 4, 2),
+    (4, 128): Tiles((4, 4), 16, 4, 1),
+}
+BACKWARD_QUERY = {
+    (2, 16): Tiles((8, 8), 64, 4, 2),
+    (2, 32): Tiles((8, 8), 64, 4, 2),
+    (2, 64): Tiles((8, 8), 32, 4, 1),
+    (2, 128): Tiles((8, 8), 16, 4, 2),
+    (4, 16): Tiles((8, 8), 32, 8, 2),
+    (4, 32): Tiles((8, 8), 32, 4, 1),
+    (4, 64): Tiles((8, 8), 16, 4, 2),
+    (4, 128): Tiles((8, 8), 16, 4, 2),
+}
+BACKWARD_KEY_VALUE = {
+    (2, 16): Tiles((8, 8), 64, 4, 2),
+    (2, 32): Tiles((8, 8), 32, 4, 2),
+    (2, 64): Tiles((8, 8), 16, 4, 2),
+    (2, 128): Tiles((8, 8), 16, 4, 2),
+    (4, 16): Tiles((8, 8), 32, 8, 2),
+    (4, 32): Tiles((8, 8), 32, 4, 2),
+    (4, 64): Tiles((8, 8), 16, 4, 2),
+    (4, 128): Tiles((4, 8), 16, 4, 2),
+}
+
+
+@lru_cache(maxsize=256)
+def block_shape(tile: Pair, kernel_size: Pair, block: int) -> Pair:
+    """The rectangle of `block` members that covers what a tile's windows reach in the fewest steps.
+
+    That is an area of (tile + K - 1), wherever the border does not cut it. Of several, the one nearest to a square. On
+    each axis tile and block make 16 pairs at least, the fewest that a matrix product in `relative_bias.py` sums over.
+    """
+    rows, columns = (length + size - 1 for length, size in zip(tile, kernel_size, strict=True))
+    shapes = [(1 << power, block >> power) for power in range(block.bit_length())]
+    shapes = [shape for shape in shapes if tile[0] * shape[0] >= 16 and tile[1] * shape[1] >= 16]
+    return min(shapes, key=lambda shape: (-(-rows // shape[0]) * -(-columns // shape[1]), sum(shape)))
+
+
+def forward_launches(query, key, value, bias, kernel_size, stride, dilation, scale):
+    """Results of the forward, not yet filled, and the launches that fill them; arguments and results as of the op.
+
+    Raises:
+        ValueError: The dtype, the head dim or the scale is not one that the kernels take.
+    """
+    _check(query, bias, scale)
+    out = empty_map(query)
+    lse = query.new_empty(query.shape[:4], dtype=torch.float32)
+    maps = {"query": query, "key": key, "value": value, "out": out}
+    settings = (kernel_size, stride, dilation, scale)
+    return (out, lse), [_launch(neighborhood_attention_fwd_kernel, FORWARD, maps, lse, bias, settings)]
+
+
+def backward_launches(grad, query, key, value, bias, out, lse, kernel_size, stride, dilation, scale):
+    """Results of the backward, not yet filled, and the launches that fill them; arguments and results as of the op.
+
+    Instead of the gradient of the bias there are its sums for each tile of queries, (B, heads, tiles, 2K-1, 2K-1) in
+    float32, None without a bias.
+
+    Raises:
+        ValueError: As `forward_launches`.
+    """
+    _check(query, bias, scale)
+    settings = (kernel_size, stride, dilation, scale)
+    maps = {"query": query, "key": key, "value": value, "grad": grad}
+    grad_query, grad_key, grad_value = (empty_map(query) for _ in range(3))
+    delta = torch.empty_like(lse)
+    bias_sums = None
+    if bias is not None:
+        tiles = _tiles_per_head(query, BACKWARD_QUERY[_entry(query)].tile, dilation)
+        bias_sums = query.new_empty((*query.shape[:2], tiles, *bias.shape[1:]), dtype=torch.float32)
+    query_launch = _launch(
+        neighborhood_attention_bwd_query_kernel,
+        BACKWARD_QUERY,
+        {**maps, "out": out, "grad_query": grad_query},
+        lse,
+        bias,
+        settings,
+        delta_ptr=delta,
+        bias_sums_ptr=bias_sums,
+    )
+    key_value_launch = _launch(
+        neighborhood_attention_bwd_key_value_kernel,
+        BACKWARD_KEY_VALUE,
+        {**maps, "grad_key": grad_key, "grad_value": grad_value},
+        lse,
+        bias,
+        settings,
+        delta_ptr=delta,
+    )
+    return (grad_query, grad_key, grad_value, bias_sums), [query_launch, key_value_launch]
+
+
+def _check(query: Tensor, bias: Tensor | None, scale: float) -> None:
+    """Raise ValueError where the kernels cannot compute what the other paths can."""
+    check_dtype(query.dtype)
+    if bias is not None and scale == 0:
+        raise ValueError("with a bias the scale must not be 0: the kernels multiply their sum by it, got 0")
+
+
+def _entry(query: Tensor) -> Pair:
+    """Key of the tables of tiles."""
+    return query.element_size(), padded_dim(query.shape[-1])
+
+
+def _tiles_per_head(query: Tensor, tile: Pair, dilation: Pair) -> int:
+    """Tiles of all residue maps of one head."""
+    axes = zip(query.shape[2:4], dilation, tile, strict=True)
+    return math.prod(gap * triton.cdiv(triton.cdiv(length, gap), side) for length, gap, side in axes)
+
+
+def _launch(kernel, table, maps: dict[str, Tensor], lse, bias, settings, **others: Any) -> Launch:
+    """The launch of `kernel` over all tiles, cut as `table` says; `maps` are passed with their strides."""
+    kernel_size, stride, dilation, scale = settings
+    query = maps["query"]
+    batch, heads, height, width, dim = query.shape
+    tile, block, num_warps, num_stages = table[_entry(query)]
+    arguments = {
+        **{f"{name}_ptr": x for name, x in maps.items()},
+        **{f"{name}_strides": x.stride() for name, x in maps.items()},
+        **others,
+        "bias_ptr": None if bias is None else bias.contiguous(),
+        "lse_ptr": lse,
+        "lse_strides": lse.stride(),
+        "size": (height, width),
+        "dilation": tuple(dilation),
+        "heads": heads,
+        "scale": scale,
+        "KERNEL": tuple(kernel_size),
+        "STRIDE": tuple(stride),
+        "TILE": tile,
+        "BLOCK": block_shape(tile, tuple(kernel_size), block),
+        "SPAN": tuple(max(16, triton.next_power_of_2(2 * size - 1)) for size in kernel_size),
+        "DIM": dim,
+        "BLOCK_D": padded_dim(dim),
+    }
+    return Launch(kernel, batch * heads * _tiles_per_head(query, tile, dilation), arguments, num_warps, num_stages)
+
+
+def forward(query, key, value, bias, kernel_size, stride, dilation, scale):
+    """The forward on a GPU; arguments and results as of the op."""
+    results, launches = forward_launches(query, key, value, bias, kernel_size, stride, dilation, scale)
+    run(launches, query.device)
+    return results
+
+
+def backward(grad, query, key, value, bias, out, lse, kernel_size, stride, dilation, scale):
+    """The backward on a GPU; arguments and results as of the op."""
+    settings = (kernel_size, stride, dilation, scale)
+    (*grads, bias_sums), launches = backward_launches(grad, query, key, value, bias, out, lse, *settings)
+    run(launches, query.device)
+    grad_bias = query.new_empty(0) if bias is None else bias_sums.sum((0, 2)).to(bias.dtype)
+    return *grads, grad_bias
+
+
+def examples(dtype: torch.dtype, dim: int) -> dict[str, list[Launch]]:
+    """Launches on meta tensors that use every entry of the tables for `dtype` and `dim`, by variant."""
+    query = empty_map(torch.empty(2, 2, 56, 56, dim, dtype=dtype, device="meta"))
+    settings = ((7, 7), (1, 1), (1, 1), dim**-0.5)
+    variants = {}
+    for variant, bias in (("", None), ("bias", query.new_empty(2, 13, 13))):
+        (out, lse), forward_launch = forward_launches(query, query, query, bias, *settings)
+        _, backward_launch = backward_launches(out, query, query, query, bias, out, lse, *settings)
+        variants[variant] = forward_launch + backward_launch
+    return variants

@@ -1,0 +1,42 @@
+"""What runs in the processes that compile kernels; Triton is imported only there."""
+
+import torch
+
+
+def heaviest_entries(dtype: torch.dtype, dim: int) -> list:
+    """Entries of every kernel for `dtype` and `dim`, of each module's last variant, the one that does the most."""
+    from visionattn_kernels.triton.inspect import entries
+
+    found = list(entries((dtype,), (dim,)))
+    last = {entry.module: entry.variant for entry in found}
+    return [entry for entry in found if entry.variant == last[entry.module]]
+
+
+def inspected(entry, chip: str) -> tuple[str, list[str]]:
+    """Resources of the compiled entry, printed, and its faults."""
+    from visionattn_kernels.triton.inspect import faults, inspect
+
+    resources = inspect(entry, chip)
+    return str(resources), faults(entry, chip, resources)
+
+
+def faults_of(dtype: torch.dtype, **resources) -> list[str]:
+    """Faults that such resources have on an A100."""
+    from visionattn_kernels.triton.inspect import Resources, entries, faults
+
+    fine = {"registers": 100, "spills": 0, "scalar_spills": 0, "shared": 1024, "matrix": {"HMMA": 8}}
+    return faults(next(entries((dtype,), (32,))), "sm_80", Resources(**{**fine, **resources}))
+
+
+def spills_of_a_tile_that_is_too_large() -> list[str]:
+    """Faults of the forward with a tile four times that of the table, which cannot fit in registers."""
+    from visionattn_kernels.triton import neighborhood_attention as module
+    from visionattn_kernels.triton.inspect import entries, faults, inspect
+
+    entry = next(entries((torch.bfloat16,), (128,)))
+    table = module.FORWARD[2, 128]
+    module.FORWARD[2, 128] = table._replace(tile=(16, 16))
+    try:
+        return faults(entry, "sm_80", inspect(entry, "sm_80"))
+    finally:
+        module.FORWARD[2, 128] = table
