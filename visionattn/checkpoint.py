@@ -30,6 +30,27 @@ def rename(state_dict: Mapping[str, Tensor], rules: Sequence[tuple[str, str]]) -
     return renamed
 
 
+def translate(
+    checkpoint: Mapping, model: nn.Module, rules: Sequence[tuple[str, str]], drop: str | None = None
+) -> dict[str, Tensor]:
+    """The named tensors of a checkpoint for `model`; one that has our names already passes unchanged.
+
+    Args:
+        checkpoint: As it was opened, with or without a wrapper.
+        model: The model that it is for.
+        rules: From the authors' names to ours, as in `rename`.
+        drop: Regular expression of the authors' names that have no place in ours, such as tables that are computed.
+
+    Raises:
+        ValueError: The checkpoint does not fit the model.
+    """
+    state_dict = unwrap(checkpoint)
+    if next(iter(model.state_dict())) not in state_dict:
+        kept = {name: x for name, x in state_dict.items() if drop is None or not re.search(drop, name)}
+        state_dict = rename(kept, rules)
+    return fit(state_dict, model)
+
+
 def fit(state_dict: dict[str, Tensor], model: nn.Module, free: Sequence[str] = ("head.",)) -> dict[str, Tensor]:
     """Return `state_dict` if its names and shapes are those of `model`, so that nothing is loaded by halves.
 

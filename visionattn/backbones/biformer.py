@@ -15,7 +15,7 @@ from timm.models import PretrainedCfg, generate_default_cfgs, register_model, re
 from torch import Tensor, nn
 
 from visionattn.backbones._pyramid import Pyramid, Stage
-from visionattn.checkpoint import fit, rename, unwrap
+from visionattn.checkpoint import translate
 from visionattn.layers import AttentionBlock, DepthwiseConv
 from visionattn.registry import build, cfg
 from visionattn_kernels import region_routes, routed_attention
@@ -249,25 +249,20 @@ def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Ten
     Raises:
         ValueError: The checkpoint is of another model.
     """
-    state_dict = unwrap(state_dict)
-    if any(name.startswith("downsample_layers.") for name in state_dict):
-        swin = "downsample_layers.0.1.weight" in state_dict and "downsample_layers.0.3.weight" not in state_dict
-        stem = {"0": "conv", "1": "norm"} if swin else {"0": "conv1", "1": "norm1", "3": "conv2", "4": "norm2"}
-        downsample = {"0": "norm", "1": "conv"} if swin else {"0": "conv", "1": "norm"}
-        state_dict = rename(
-            state_dict,
-            [
-                *((rf"^downsample_layers\.0\.{i}\.", f"stem.{name}.") for i, name in stem.items()),
-                *((rf"^downsample_layers\.(\d)\.{i}\.", rf"stages.\1.downsample.{x}.") for i, x in downsample.items()),
-                (r"^stages\.(\d)\.(\d+)\.", r"stages.\1.blocks.\2."),
-                (r"\.attn\.qkv\.qkv\.", ".attn.qkv."),
-                (r"\.attn\.wo\.", ".attn.proj."),
-                (r"\.mlp\.0\.", ".mlp.fc1."),
-                (r"\.mlp\.[23]\.", ".mlp.fc2."),
-                (r"^head\.", "head.fc."),
-            ],
-        )
-    return fit(state_dict, model)
+    swin = isinstance(model.stem, ConvNorm)
+    stem = {"0": "conv", "1": "norm"} if swin else {"0": "conv1", "1": "norm1", "3": "conv2", "4": "norm2"}
+    downsample = {"0": "norm", "1": "conv"} if swin else {"0": "conv", "1": "norm"}
+    rules = [
+        *((rf"^downsample_layers\.0\.{i}\.", f"stem.{name}.") for i, name in stem.items()),
+        *((rf"^downsample_layers\.(\d)\.{i}\.", rf"stages.\1.downsample.{x}.") for i, x in downsample.items()),
+        (r"^stages\.(\d)\.(\d+)\.", r"stages.\1.blocks.\2."),
+        (r"\.attn\.qkv\.qkv\.", ".attn.qkv."),
+        (r"\.attn\.wo\.", ".attn.proj."),
+        (r"\.mlp\.0\.", ".mlp.fc1."),
+        (r"\.mlp\.[23]\.", ".mlp.fc2."),
+        (r"^head\.", "head.fc."),
+    ]
+    return translate(state_dict, model, rules)
 
 
 def _cfg(**fields) -> PretrainedCfg:

@@ -14,7 +14,7 @@ from timm.models.swin_transformer import PatchMerging
 from torch import Tensor, nn
 
 from visionattn.backbones._neighborhood import Dilations, NeighborhoodPyramid, patch_stem
-from visionattn.checkpoint import fit, rename, unwrap
+from visionattn.checkpoint import translate
 from visionattn.registry import build, cfg
 
 # Odd blocks reach as far as the stage's map at 224 px allows: 56, 28, 14, 7 divided by K = 7.
@@ -56,19 +56,14 @@ def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Ten
     Raises:
         ValueError: The checkpoint is of another model.
     """
-    state_dict = unwrap(state_dict)
-    if "stem.proj.weight" not in state_dict:
-        state_dict = rename(
-            state_dict,
-            [
-                (r"^patch_embed\.", "stem."),
-                # A stage begins with the merging that ends the authors' previous layer.
-                *((rf"^layers\.{i}\.downsample\.", f"stages.{i + 1}.downsample.merging.") for i in range(3)),
-                (r"^layers\.", "stages."),
-                (r"^head\.", "head.fc."),
-            ],
-        )
-    return fit(state_dict, model)
+    rules = [
+        (r"^patch_embed\.", "stem."),
+        # A stage begins with the merging that ends the authors' previous layer.
+        *((rf"^layers\.{i}\.downsample\.", f"stages.{i + 1}.downsample.merging.") for i in range(3)),
+        (r"^layers\.", "stages."),
+        (r"^head\.", "head.fc."),
+    ]
+    return translate(state_dict, model, rules)
 
 
 def _cfg(path: str = "", **fields) -> PretrainedCfg:

@@ -14,7 +14,7 @@ from timm.models import PretrainedCfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from visionattn.backbones._neighborhood import Dilations, NeighborhoodPyramid
-from visionattn.checkpoint import fit, rename, unwrap
+from visionattn.checkpoint import translate
 from visionattn.registry import build, cfg
 
 # Odd blocks reach as far as the stage's map at 224 px allows: 56, 28, 14, 7 divided by K = 7.
@@ -74,22 +74,17 @@ def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Ten
     Raises:
         ValueError: The checkpoint is of another model.
     """
-    state_dict = unwrap(state_dict)
-    if "stem.conv1.weight" not in state_dict:
-        state_dict = rename(
-            state_dict,
-            [
-                (r"^patch_embed\.proj\.0\.", "stem.conv1."),
-                (r"^patch_embed\.proj\.1\.", "stem.conv2."),
-                (r"^patch_embed\.norm\.", "stem.norm."),
-                # A stage begins with the downsample that ends the authors' previous level.
-                *((rf"^levels\.{i}\.downsample\.", f"stages.{i + 1}.downsample.") for i in range(3)),
-                (r"^levels\.", "stages."),
-                (r"\.gamma([12])$", r".ls\1.gamma"),
-                (r"^head\.", "head.fc."),
-            ],
-        )
-    return fit(state_dict, model)
+    rules = [
+        (r"^patch_embed\.proj\.0\.", "stem.conv1."),
+        (r"^patch_embed\.proj\.1\.", "stem.conv2."),
+        (r"^patch_embed\.norm\.", "stem.norm."),
+        # A stage begins with the downsample that ends the authors' previous level.
+        *((rf"^levels\.{i}\.downsample\.", f"stages.{i + 1}.downsample.") for i in range(3)),
+        (r"^levels\.", "stages."),
+        (r"\.gamma([12])$", r".ls\1.gamma"),
+        (r"^head\.", "head.fc."),
+    ]
+    return translate(state_dict, model, rules)
 
 
 def _cfg(url: str = "", **fields) -> PretrainedCfg:

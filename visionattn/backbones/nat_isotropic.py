@@ -5,7 +5,6 @@ position and twelve equal blocks; here they are four stages of three, so that fe
 other backbone. Checked against SHI-Labs/Neighborhood-Attention-Transformer at d334f5b.
 """
 
-import re
 from collections.abc import Mapping
 from functools import partial
 from typing import ClassVar
@@ -15,7 +14,7 @@ from timm.models import PretrainedCfg, generate_default_cfgs, register_model, re
 from torch import Tensor, nn
 
 from visionattn.backbones._neighborhood import Dilations, NeighborhoodPyramid, patch_stem
-from visionattn.checkpoint import fit, rename, unwrap
+from visionattn.checkpoint import translate
 from visionattn.layers import NeighborhoodAttention
 from visionattn.registry import build, cfg
 
@@ -65,20 +64,12 @@ def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Ten
     Raises:
         ValueError: The checkpoint is of another model.
     """
-    state_dict = unwrap(state_dict)
-    if "stem.proj.weight" not in state_dict:
-        kept = {name: x for name, x in state_dict.items() if not name.endswith("relative_position_index")}
-        state_dict = rename({_stage_name(name): x for name, x in kept.items()}, [(r"^head\.", "head.fc.")])
-    return fit(state_dict, model)
-
-
-def _stage_name(name: str) -> str:
-    """The name of a parameter of the authors' flat list of layers within our stages."""
-    name = re.sub(r"^patch_embed\.", "stem.", name)
-    if found := re.match(r"layers\.(\d+)\.(.*)", name):
-        stage, block = divmod(int(found[1]), BLOCKS_A_STAGE)
-        return f"stages.{stage}.blocks.{block}.{found[2]}"
-    return name
+    rules = [
+        (r"^patch_embed\.", "stem."),
+        *((rf"^layers\.{i}\.", f"stages.{i // BLOCKS_A_STAGE}.blocks.{i % BLOCKS_A_STAGE}.") for i in range(12)),
+        (r"^head\.", "head.fc."),
+    ]
+    return translate(state_dict, model, rules, drop=r"\.relative_position_index$")
 
 
 def _cfg(name: str = "", **fields) -> PretrainedCfg:

@@ -15,7 +15,7 @@ from timm.models import PretrainedCfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from visionattn.backbones._pyramid import Pyramid, Stage
-from visionattn.checkpoint import fit, rename, unwrap
+from visionattn.checkpoint import translate
 from visionattn.registry import build, cfg
 
 
@@ -180,31 +180,26 @@ def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Ten
     Raises:
         ValueError: The checkpoint is of another model.
     """
-    state_dict = unwrap(state_dict)
-    if "stem.proj.weight" not in state_dict:
-        state_dict = rename(
-            state_dict,
-            [
-                # mmpretrain's names first become the authors'.
-                (r"^backbone\.", ""),
-                (r"^head\.fc\.", "head."),
-                (r"^(patch_embed\d)\.projection\.", r"\1.proj."),
-                (r"^blocks(\d)\.", r"block\1."),
-                (r"\.attn\.spatial_gating_unit\.DW_conv\.", ".attn.spatial_gating_unit.conv0."),
-                (r"\.attn\.spatial_gating_unit\.DW_D_conv\.", ".attn.spatial_gating_unit.conv_spatial."),
-                # Ours count from zero.
-                (r"^patch_embed1\.", "stem."),
-                *((rf"^patch_embed{i + 1}\.", f"stages.{i}.downsample.") for i in range(1, 4)),
-                *((rf"^block{i + 1}\.", f"stages.{i}.blocks.") for i in range(4)),
-                *((rf"^norm{i + 1}\.", f"stages.{i}.norm.") for i in range(4)),
-                (r"\.spatial_gating_unit\.conv0\.", ".gate.local."),
-                (r"\.spatial_gating_unit\.conv_spatial\.", ".gate.dilated."),
-                (r"\.spatial_gating_unit\.conv1\.", ".gate.mix."),
-                (r"\.mlp\.dwconv\.dwconv\.", ".mlp.dwconv."),
-                (r"^head\.", "head.fc."),
-            ],
-        )
-    return fit(state_dict, model)
+    rules = [
+        # mmpretrain's names first become the authors'.
+        (r"^backbone\.", ""),
+        (r"^head\.fc\.", "head."),
+        (r"^(patch_embed\d)\.projection\.", r"\1.proj."),
+        (r"^blocks(\d)\.", r"block\1."),
+        (r"\.attn\.spatial_gating_unit\.DW_conv\.", ".attn.spatial_gating_unit.conv0."),
+        (r"\.attn\.spatial_gating_unit\.DW_D_conv\.", ".attn.spatial_gating_unit.conv_spatial."),
+        # Ours count from zero.
+        (r"^patch_embed1\.", "stem."),
+        *((rf"^patch_embed{i + 1}\.", f"stages.{i}.downsample.") for i in range(1, 4)),
+        *((rf"^block{i + 1}\.", f"stages.{i}.blocks.") for i in range(4)),
+        *((rf"^norm{i + 1}\.", f"stages.{i}.norm.") for i in range(4)),
+        (r"\.spatial_gating_unit\.conv0\.", ".gate.local."),
+        (r"\.spatial_gating_unit\.conv_spatial\.", ".gate.dilated."),
+        (r"\.spatial_gating_unit\.conv1\.", ".gate.mix."),
+        (r"\.mlp\.dwconv\.dwconv\.", ".mlp.dwconv."),
+        (r"^head\.", "head.fc."),
+    ]
+    return translate(state_dict, model, rules)
 
 
 _HUB = "https://huggingface.co/Visual-Attention-Network/VAN-{}-original/resolve/main/{}.pth.tar"
