@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visionattn_kernels.ops.windows import window_offsets
-from visionattn_kernels.testing import Case, halo, neighborhood, routed
+from visionattn_kernels.testing import Case, halo, linear, neighborhood, routed
 
 
 @lru_cache(maxsize=16)
@@ -87,10 +87,51 @@ def _shifted(logits: Tensor) -> Tensor:
     return flat.view(n, rows, size + 1, entries)[:, :, :size, entries // 2 :]
 
 
+def published_linear_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    normalization: str,
+    feature_map: str = "identity",
+    scale: Tensor | None = None,
+    rotary: Tensor | None = None,
+    epsilon: float = 1e-6,
+) -> Tensor:
+    """Linear attention as the codes of InLine, MALA and L²ViT do it, in the dtype of the arguments.
+
+    The copy that joins the heads afterwards is part of it: the operator's result needs none.
+    """
+    s = query.shape[3] ** -0.5 if scale is None else scale[:, None, None]
+    q, k = (
+        {"identity": lambda x: x, "relu": F.relu, "elu_plus_one": _elu_plus_one}[feature_map](x) for x in (query, key)
+    )
+    if normalization == "division":
+        divisor = (q @ k.sum(2, keepdim=True).transpose(2, 3)).clamp(min=epsilon)
+        return _joined(q @ (k.transpose(2, 3) @ value * s) / divisor)
+    share = (s / query.shape[2]) ** 0.5
+    z = q @ k.mean(2, keepdim=True).transpose(2, 3) * s
+    if rotary is not None:
+        cos, sin = (x.repeat_interleave(2, -1) for x in rotary)
+        q, k = (x * cos + torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2) * sin for x in (q, k))
+    product, mean = q @ ((k * share).transpose(2, 3) @ (value * share)), value.mean(2, keepdim=True)
+    if normalization == "subtraction":
+        return _joined(product + (1 - z) * mean)
+    return _joined(product * (1 + 1 / (z + epsilon)) - z * mean)
+
+
+def _elu_plus_one(x: Tensor) -> Tensor:
+    return F.elu(x) + 1
+
+
+def _joined(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
 BASELINES: dict[str, Callable[..., Tensor]] = {
     "neighborhood_attention": gathered_neighborhood_attention,
     "routed_attention": gathered_routed_attention,
     "halo_attention": unfolded_halo_attention,
+    "linear_attention": published_linear_attention,
 }
 
 # fmt: off
@@ -114,6 +155,14 @@ SHAPES: dict[str, list[Case]] = {
         halo(2, 8, 56, 56, 16, block_size=8, halo_size=3),
         halo(2, 8, 32, 32, 32, block_size=8, halo_size=2),
         halo(1, 4, 128, 128, 16, block_size=8, halo_size=3),
+    ],
+    "linear_attention": [
+        linear(4, 3, 3136, 32, normalization="subtraction"),
+        linear(4, 6, 784, 32, normalization="subtraction"),
+        linear(4, 3, 3136, 32, normalization="division", feature_map="relu", scale=True, epsilon=100.0),
+        linear(4, 6, 784, 32, normalization="division", feature_map="relu", scale=True, epsilon=100.0),
+        linear(4, 1, 3136, 64, normalization="magnitude", feature_map="elu_plus_one", rotary=True),
+        linear(4, 2, 784, 64, normalization="magnitude", feature_map="elu_plus_one", rotary=True),
     ],
 }
 # fmt: on
