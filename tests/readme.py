@@ -32,7 +32,8 @@ def blocks(text: str | None = None) -> list[Block]:
         ValueError: A block says neither what language it is nor why it is not run.
     """
     found = []
-    for info, code in re.findall(r"^```([^\n]*)\n(.*?)^```$", README.read_text() if text is None else text, re.M | re.S):
+    text = README.read_text() if text is None else text
+    for info, code in re.findall(r"^```([^\n]*)\n(.*?)^```$", text, re.M | re.S):
         parts = re.fullmatch(r"(bash|python)(?: not-run: (.+))?", info)
         if parts is None:
             raise ValueError(f"a block must begin with bash or python and may add 'not-run: REASON', got {info!r}")
