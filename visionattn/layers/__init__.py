@@ -3,5 +3,6 @@
 from visionattn.layers.block import AttentionBlock
 from visionattn.layers.conv import DepthwiseConv
 from visionattn.layers.neighborhood import NeighborhoodAttention
+from visionattn.layers.ulsam import ULSAM, merge_subspaces
 
-__all__ = ["AttentionBlock", "DepthwiseConv", "NeighborhoodAttention"]
+__all__ = ["ULSAM", "AttentionBlock", "DepthwiseConv", "NeighborhoodAttention", "merge_subspaces"]

@@ -1,0 +1,69 @@
+"""Subspace attention gives the authors' answers, alone and in place of a block, and serves as timm's `attn_layer`."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from golden import Golden, difference, image, probe
+
+from visionattn.layers import ULSAM, merge_subspaces
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+# The module adds about a hundredth of its input, so that the difference of the two loses two digits.
+DELTA_TOLERANCE = 1e-3
+
+
+def load(model: torch.nn.Module, golden: Golden) -> None:
+    """Load the reference weights, which lack only the counters of batch norms."""
+    missing, unknown = model.load_state_dict(merge_subspaces(golden.state_dict()), strict=False)
+    assert not unknown
+    assert all(name.endswith("num_batches_tracked") for name in missing)
+
+
+def test_the_module_is_the_authors():
+    golden = Golden.load(GOLDEN / "ulsam_module_c64_g4.npz")
+    module = ULSAM(64).eval()
+    load(module, golden)
+    x = torch.from_numpy(image(*golden.input_shape)).requires_grad_()
+    y = module(x)
+    (y.flatten() * torch.from_numpy(probe(y.numel()))).sum().backward()
+    assert sum(p.numel() for p in module.parameters()) == golden.meta["params"]
+    assert difference((y - x).detach().numpy(), golden.outputs["delta_"]) <= DELTA_TOLERANCE
+    assert difference(y.detach().numpy(), golden.outputs["logits"]) <= 1e-5
+    assert difference(x.grad.numpy(), golden.outputs["grad_input"]) <= 1e-4
+
+
+def test_in_place_of_a_block_it_is_the_authors():
+    golden = Golden.load(GOLDEN / "ulsam_mobilenetv1.npz")
+    model = timm.create_model("mobilenetv1_100").eval()
+    model.blocks[3][3] = ULSAM(512).eval()
+    load(model, golden)
+    deltas = []
+    model.blocks[3][3].register_forward_hook(lambda _, inputs, output: deltas.append(output - inputs[0]))
+    with torch.no_grad():
+        logits = model(torch.from_numpy(image(*golden.input_shape)))
+    assert sum(p.numel() for p in model.parameters()) == golden.meta["params"]
+    assert difference(deltas[0].numpy(), golden.outputs["delta_blocks.3.3"]) <= DELTA_TOLERANCE
+    assert difference(logits.numpy(), golden.outputs["logits"]) <= 1e-5
+
+
+def test_one_map_weighs_the_channels_of_a_subspace_and_sums_to_one():
+    module = ULSAM(12, num_subspaces=3).eval()
+    attention = module(torch.ones(2, 12, 5, 7)) - 1
+    by_subspace = attention.view(2, 3, 4, 5, 7)
+    torch.testing.assert_close(by_subspace, by_subspace[:, :, :1].expand_as(by_subspace), rtol=0, atol=1e-6)
+    torch.testing.assert_close(attention.sum((2, 3)), torch.ones(2, 12), rtol=1e-5, atol=1e-5)
+
+
+def test_it_serves_as_attention_layer_of_timm():
+    model = timm.create_model("resnet18", block_args={"attn_layer": ULSAM})
+    assert sum(isinstance(module, ULSAM) for module in model.modules()) == 8
+    model(torch.randn(2, 3, 33, 65)).square().mean().backward()
+    assert all(torch.isfinite(x.grad).all() for x in model.parameters())
+
+
+@pytest.mark.parametrize("number", [0, 5])
+def test_channels_that_the_subspaces_do_not_divide_are_refused(number):
+    with pytest.raises(ValueError, match=f"got dim=64, num_subspaces={number}"):
+        ULSAM(64, num_subspaces=number)
