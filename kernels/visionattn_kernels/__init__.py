@@ -3,6 +3,7 @@
 from visionattn_kernels.op import OPS, Operator
 from visionattn_kernels.ops.halo_attention import halo_attention
 from visionattn_kernels.ops.linear_attention import linear_attention
+from visionattn_kernels.ops.neighborhood_aggregate import neighborhood_aggregate
 from visionattn_kernels.ops.neighborhood_attention import neighborhood_attention
 from visionattn_kernels.ops.routed_attention import region_routes, routed_attention
 
@@ -11,6 +12,7 @@ __all__ = [
     "Operator",
     "halo_attention",
     "linear_attention",
+    "neighborhood_aggregate",
     "neighborhood_attention",
     "region_routes",
     "routed_attention",

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visionattn_kernels.ops.windows import window_offsets
-from visionattn_kernels.testing import Case, halo, linear, neighborhood, routed
+from visionattn_kernels.testing import Case, aggregate, halo, linear, neighborhood, routed
 
 
 @lru_cache(maxsize=16)
@@ -40,6 +40,13 @@ def gathered_neighborhood_attention(
     if bias is not None:
         scores = scores + bias.flatten(1)[:, entry]
     return (scores.softmax(-1).unsqueeze(3) @ v[:, :, position]).squeeze(3).view(query.shape)
+
+
+def gathered_neighborhood_aggregate(weights: Tensor, value: Tensor, kernel_size: int, dilation: int = 1) -> Tensor:
+    """Neighborhood aggregate by copying the K² values of every query, `value[:, :, index]`."""
+    position, _ = _neighbors(tuple(value.shape[2:4]), kernel_size, dilation)
+    neighbors = value.flatten(2, 3)[:, :, position]
+    return (weights.flatten(2, 3).unsqueeze(3) @ neighbors).squeeze(3).view(value.shape)
 
 
 def gathered_routed_attention(
@@ -129,6 +136,7 @@ def _joined(x: Tensor) -> Tensor:
 
 BASELINES: dict[str, Callable[..., Tensor]] = {
     "neighborhood_attention": gathered_neighborhood_attention,
+    "neighborhood_aggregate": gathered_neighborhood_aggregate,
     "routed_attention": gathered_routed_attention,
     "halo_attention": unfolded_halo_attention,
     "linear_attention": published_linear_attention,
@@ -144,6 +152,12 @@ SHAPES: dict[str, list[Case]] = {
         neighborhood(4, 8, 14, 14, 32, kernel_size=7, bias=True),
         neighborhood(4, 2, 56, 56, 32, kernel_size=7, dilation=8),
         neighborhood(1, 2, 128, 160, 32, kernel_size=7, bias=True),
+    ],
+    "neighborhood_aggregate": [
+        aggregate(4, 8, 14, 14, 16, kernel_size=13),
+        aggregate(4, 8, 14, 14, 16, kernel_size=5),
+        aggregate(1, 8, 32, 32, 16, kernel_size=13),
+        aggregate(1, 8, 64, 64, 16, kernel_size=5),
     ],
     "routed_attention": [
         routed(4, 2, 49, 64, 32, topk=1),

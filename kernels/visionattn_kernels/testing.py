@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from visionattn_kernels.op import OPS
+from visionattn_kernels.ops.windows import pair
 
 # Another order of summation, or a result rounded once more, stays well within this multiple of the reference's error.
 BUDGET_FACTOR = 4.0
@@ -70,9 +71,16 @@ def neighborhood(
     """A case of `neighborhood_attention`; `bias` adds a relative bias of the right shape."""
     shapes = dict.fromkeys(("query", "key", "value"), (batch, heads, height, width, dim))
     if bias:
-        rows, columns = torch.broadcast_to(torch.as_tensor(settings["kernel_size"]), (2,)).tolist()
+        rows, columns = pair(settings["kernel_size"])
         shapes["bias"] = (heads, 2 * rows - 1, 2 * columns - 1)
     return Case("neighborhood_attention", shapes, settings)
+
+
+def aggregate(batch: int, heads: int, height: int, width: int, dim: int, **settings: Any) -> Case:
+    """A case of `neighborhood_aggregate`."""
+    rows, columns = pair(settings["kernel_size"])
+    place = (batch, heads, height, width)
+    return Case("neighborhood_aggregate", {"weights": (*place, rows * columns), "value": (*place, dim)}, settings)
 
 
 def routed(batch: int, heads: int, regions: int, tokens: int, dim: int, *, topk: int, **settings: Any) -> Case:
@@ -143,6 +151,16 @@ CASES: dict[str, list[Case]] = {
         neighborhood(1, 3, 1, 41, 8, kernel_size=(1, 9), dilation=(1, 4), bias=True),
         neighborhood(1, 1, 9, 9, 8, kernel_size=3, scale=0.5),
     ],
+    "neighborhood_aggregate": [
+        aggregate(2, 2, 14, 14, 16, kernel_size=13),
+        aggregate(2, 2, 17, 11, 12, kernel_size=5),
+        aggregate(2, 1, 29, 19, 8, kernel_size=(3, 5), dilation=(4, 3)),
+        aggregate(1, 3, 20, 33, 10, kernel_size=(4, 6)),
+        aggregate(1, 1, 7, 7, 14, kernel_size=7),
+        aggregate(1, 1, 1, 41, 3, kernel_size=(1, 9), dilation=(1, 4)),
+        aggregate(1, 2, 31, 37, 16, kernel_size=17),
+        aggregate(1, 1, 9, 9, 4, kernel_size=1),
+    ],
     "routed_attention": [
         routed(2, 4, 49, 4, 32, topk=16),
         routed(2, 2, 12, 35, 16, topk=3, scale=0.1),
@@ -175,6 +193,7 @@ CASES: dict[str, list[Case]] = {
 # The second case of each operator at another size.
 RESIZED: dict[str, Case] = {
     "neighborhood_attention": neighborhood(3, 2, 29, 16, 16, kernel_size=7, bias=True),
+    "neighborhood_aggregate": aggregate(3, 2, 9, 24, 12, kernel_size=5),
     "routed_attention": routed(3, 2, 9, 50, 16, topk=4, scale=0.1),
     "halo_attention": halo(3, 2, 31, 14, 12, 20, block_size=6, halo_size=2, stride=2),
     "linear_attention": linear(

@@ -10,7 +10,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from visionattn_kernels.cpu.tiles import TilePlan, chunks, gather, matrices, residue_maps, tile_plan
+from visionattn_kernels.cpu.tiles import (
+    TilePlan,
+    add_tiles,
+    chunks,
+    drop_covered,
+    gather,
+    matrices,
+    residue_maps,
+    tile_plan,
+)
 from visionattn_kernels.layout import empty_map
 
 
@@ -22,7 +31,7 @@ def forward(query, key, value, bias, kernel_size, stride, dilation, scale):
     for q, k, v, o, total in zip(*maps, strict=True):
         plan = tile_plan(tuple(q.shape[4:6]), tuple(kernel_size), tuple(stride), query.dtype)
         mask = plan.mask if bias is None else plan.bias_mask(bias)
-        for chunk in chunks(plan, q.shape[:3], q.shape[3]):
+        for chunk in chunks(plan.mask[0].numel(), q.shape[:3], q.shape[3]):
             _attend(q[chunk], k[chunk], v[chunk], o[chunk], total[chunk], plan, mask, scale)
     return out, lse
 
@@ -56,7 +65,7 @@ def backward(grad, query, key, value, bias, out, lse, kernel_size, stride, dilat
         plan = tile_plan(tuple(parts[0].shape[4:6]), tuple(kernel_size), tuple(stride), dtype)
         mask = plan.mask if bias is None else plan.bias_mask(bias.to(dtype))
         grad_mask = None if bias is None else torch.zeros_like(mask)
-        for chunk in chunks(plan, parts[0].shape[:3], query.shape[1]):
+        for chunk in chunks(plan.mask[0].numel(), parts[0].shape[:3], query.shape[1]):
             _attend_backward(*(x[chunk] for x in parts), plan, mask, grad_mask, scale)
         if bias is not None:
             _add_bias_gradient(grad_bias, grad_mask, plan)
@@ -72,10 +81,8 @@ def _attend_backward(q, k, v, grad, grad_q, grad_k, grad_v, plan: TilePlan, mask
             gather(x[..., query_rows, :, :], columns.query_start, columns.queries, dtype) for x in (q, grad)
         )
         keys, values = (gather(x[..., key_rows, :, :], columns.key_start, columns.keys, dtype) for x in (k, v))
-        # A query that two tiles cover counts once: without its gradient, the later tile adds nothing for it.
-        grads[..., : rows.fresh[row], :, :] = 0
-        for tile, fresh in enumerate(columns.fresh):
-            grads[:, :, :, tile, ..., :fresh, :] = 0
+        # Without its gradient, a query adds nothing.
+        drop_covered(grads, rows, columns, row)
         tiles, key_tiles = queries.shape, keys.shape
         queries, keys, values, grads = (matrices(x) for x in (queries.mul_(scale), keys, values, grads))
         row_mask = mask[pattern].expand(-1, q.shape[3], -1, -1).flatten(0, 1)
@@ -87,10 +94,9 @@ def _attend_backward(q, k, v, grad, grad_q, grad_k, grad_v, plan: TilePlan, mask
         tile_q = (grad_scores @ keys).mul_(scale).view(tiles)
         tile_k = (grad_scores.transpose(-2, -1) @ queries).view(key_tiles)
         tile_v = (weights.transpose(-2, -1) @ grads).view(key_tiles)
-        for tile, (left, start) in enumerate(zip(columns.query_start, columns.key_start, strict=True)):
-            grad_q[..., query_rows, left : left + columns.queries, :] += tile_q[:, :, :, tile]
-            grad_k[..., key_rows, start : start + columns.keys, :] += tile_k[:, :, :, tile]
-            grad_v[..., key_rows, start : start + columns.keys, :] += tile_v[:, :, :, tile]
+        add_tiles(grad_q[..., query_rows, :, :], tile_q, columns.query_start)
+        add_tiles(grad_k[..., key_rows, :, :], tile_k, columns.key_start)
+        add_tiles(grad_v[..., key_rows, :, :], tile_v, columns.key_start)
 
 
 def _add_bias_gradient(grad_bias: Tensor, grad_mask: Tensor, plan: TilePlan) -> None:

@@ -54,6 +54,33 @@ def axis_tiles(length: int, kernel: int, stride: int) -> AxisTiles:
     return AxisTiles(size, keys, query_start, key_start, fresh, torch.stack(local))
 
 
+class Run(NamedTuple):
+    """Consecutive queries of a tile whose windows start `step` keys apart."""
+
+    first: int
+    count: int
+    start: int
+    step: int
+
+
+@lru_cache(maxsize=256)
+def tile_runs(length: int, kernel: int, stride: int) -> list[list[Run]]:
+    """The runs of each of the `axis_tiles`, with positions local to the tile."""
+    starts = (axis_tiles(length, kernel, stride).offsets >= 0).int().argmax(-1).tolist()
+    return [_runs(tile) for tile in starts]
+
+
+def _runs(starts: list[int]) -> list[Run]:
+    runs, first = [], 0
+    while first < len(starts):
+        last, step = first, starts[first + 1] - starts[first] if first + 1 < len(starts) else 0
+        while last + 1 < len(starts) and starts[last + 1] - starts[last] == step:
+            last += 1
+        runs.append(Run(first, last + 1 - first, starts[first], step))
+        first = last + 1
+    return runs
+
+
 class TilePlan(NamedTuple):
     """How query tiles cover a map of one residue class per axis. Tiles of a row are computed together.
 
@@ -121,9 +148,18 @@ def _residues(length: int, dilation: int) -> list[tuple[int, int]]:
     return ([(0, longer)] if longer else []) + [(longer, dilation - longer)]
 
 
-def chunks(plan: TilePlan, lead: torch.Size, heads: int) -> Iterator[tuple[slice, slice]]:
-    """Split batch and row residues, `lead` being (B, row residues, column residues), to `SCORES_AT_ONCE`."""
-    per_row = lead[2] * heads * plan.mask[0].numel()
+def chunks(scores: int, lead: torch.Size, heads: int) -> Iterator[tuple[slice, slice]]:
+    """Split the work on a row of tiles to `SCORES_AT_ONCE`.
+
+    Args:
+        scores: Of one row of tiles, head and residue.
+        lead: (B, row residues, column residues)
+        heads: Heads.
+
+    Yields:
+        Images and row residues.
+    """
+    per_row = lead[2] * heads * scores
     batch_step = max(1, SCORES_AT_ONCE // max(1, lead[1] * per_row))
     row_step = min(lead[1], max(1, SCORES_AT_ONCE // max(1, per_row)))
     for first in range(0, lead[0], batch_step):
@@ -148,6 +184,19 @@ def gather(x: Tensor, starts: Sequence[int], size: int, dtype: torch.dtype) -> T
     for tile, start in enumerate(starts):
         tiles[:, :, :, tile] = x[..., start : start + size, :]
     return tiles
+
+
+def add_tiles(x: Tensor, tiles: Tensor, starts: Sequence[int]) -> None:
+    """Add what `gather` would copy, or its gradient, back to the rows that it was copied from."""
+    for tile, start in enumerate(starts):
+        x[..., start : start + tiles.shape[6], :] += tiles[:, :, :, tile]
+
+
+def drop_covered(tiles: Tensor, rows: AxisTiles, columns: AxisTiles, row: int) -> None:
+    """Zero what earlier tiles hold of a row of tiles, so that a query that two tiles cover counts once."""
+    tiles[..., : rows.fresh[row], :, :] = 0
+    for tile, fresh in enumerate(columns.fresh):
+        tiles[:, :, :, tile, ..., :fresh, :] = 0
 
 
 def matrices(tiles: Tensor) -> Tensor:

@@ -7,18 +7,19 @@ from collections.abc import Sequence
 from torch import Tensor
 
 
-def check_kind(query: Tensor, **others: Tensor | None) -> None:
+def check_kind(**tensors: Tensor | None) -> None:
     """Tensors of one operator share dtype and device.
 
     Raises:
-        ValueError: `query` is not floating point, or a tensor that is there has another dtype or device.
+        ValueError: The first tensor is not floating point, or another that is there has not its dtype and device.
     """
-    for name, tensor in others.items():
-        if tensor is not None and (tensor.dtype != query.dtype or tensor.device != query.device):
-            wanted, seen = (f"{x.dtype} on {x.device}" for x in (query, tensor))
-            raise ValueError(f"{name} must be as query, {wanted}, got {seen}")
-    if not query.is_floating_point():
-        raise ValueError(f"query must be floating point, got {query.dtype}")
+    first, model = next(iter(tensors.items()))
+    for name, tensor in tensors.items():
+        if tensor is not None and (tensor.dtype != model.dtype or tensor.device != model.device):
+            wanted, seen = (f"{x.dtype} on {x.device}" for x in (model, tensor))
+            raise ValueError(f"{name} must be as {first}, {wanted}, got {seen}")
+    if not model.is_floating_point():
+        raise ValueError(f"{first} must be floating point, got {model.dtype}")
 
 
 def check_rank(name: str, tensor: Tensor, axes: str) -> None:

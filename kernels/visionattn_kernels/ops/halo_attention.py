@@ -97,7 +97,7 @@ def halo_attention(
     wanted = (2 * (block_size + 2 * halo_size) - 1, query.shape[-1])
     for name, tensor in (("height_rel", height_rel), ("width_rel", width_rel)):
         check_shape(name, tensor, "(2P-1, D)", wanted)
-    check_kind(query, key=key, value=value, height_rel=height_rel, width_rel=width_rel)
+    check_kind(query=query, key=key, value=value, height_rel=height_rel, width_rel=width_rel)
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     if torch.compiler.is_exporting():
         return reference(query, key, value, height_rel, width_rel, block_size, halo_size, stride, scale)

@@ -133,7 +133,7 @@ def _check(
     check_rank("value", value, "(B, heads, N, E)")
     check_shape("key", key, "query's shape", query.shape)
     check_shape("value", value, "query's shape but for the last axis", (*query.shape[:3], value.shape[-1]))
-    check_kind(query, key=key, value=value)
+    check_kind(query=query, key=key, value=value)
     if query.shape[2] < 1:
         raise ValueError(f"query must have at least one token, got {tuple(query.shape)}")
     for name, tensor in (("scale", scale), ("rotary", rotary)):

@@ -21,9 +21,15 @@ from visionattn_kernels.cpu import neighborhood_attention as cpu
 from visionattn_kernels.layout import empty_map
 from visionattn_kernels.op import Operator, define, register
 from visionattn_kernels.ops.checks import check_kind, check_rank, check_shape
-from visionattn_kernels.ops.windows import join_blocks, take_blocks, window_blocks, window_offsets
-
-Pair = tuple[int, int]
+from visionattn_kernels.ops.windows import (
+    Pair,
+    check_windows,
+    join_blocks,
+    pair,
+    take_blocks,
+    window_blocks,
+    window_offsets,
+)
 
 
 def reference(
@@ -38,7 +44,7 @@ def reference(
 ) -> Tensor:
     """The definition, dense: quadratic in the area of the map. Arguments as of `neighborhood_attention`."""
     heads, height, width, dim = query.shape[1:]
-    kernel_size, stride, dilation = (_pair(value) for value in (kernel_size, stride, dilation))
+    kernel_size, stride, dilation = (pair(value) for value in (kernel_size, stride, dilation))
     rows = window_offsets(height, kernel_size[0], stride[0], dilation[0])[:, None, :, None]
     columns = window_offsets(width, kernel_size[1], stride[1], dilation[1])[None, :, None, :]
     q, k, v = (x.flatten(2, 3) for x in (query, key, value))
@@ -60,7 +66,7 @@ def decomposition(
     scale: float | None = None,
 ) -> Tensor:
     """The operator in plain aten, for exported programs: blocks of queries with their keys under an additive mask."""
-    kernel_size, stride, dilation = (_pair(value) for value in (kernel_size, stride, dilation))
+    kernel_size, stride, dilation = (pair(value) for value in (kernel_size, stride, dilation))
     rows, columns = (
         window_blocks(*axis, device=query.device)
         for axis in zip(query.shape[2:4], kernel_size, stride, dilation, strict=True)
@@ -108,20 +114,12 @@ def neighborhood_attention(
     Raises:
         ValueError: An argument does not fit; the message prints the value seen and the value wanted.
     """
-    kernel_size, stride, dilation = (_pair(value) for value in (kernel_size, stride, dilation))
+    kernel_size, stride, dilation = (pair(value) for value in (kernel_size, stride, dilation))
     _check(query, key, value, kernel_size, stride, dilation, bias)
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     if torch.compiler.is_exporting():
         return decomposition(query, key, value, kernel_size, stride, dilation, bias, scale)
     return _forward(query, key, value, bias, kernel_size, stride, dilation, scale)[0]
-
-
-def _pair(value: int | Sequence[int]) -> Pair:
-    """One number for both axes, or one an axis."""
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2:
-        raise ValueError(f"expected one number or one per axis (rows, columns), got {value!r}")
-    return pair
 
 
 def _check(
@@ -131,20 +129,8 @@ def _check(
     check_rank("query", query, "(B, heads, H, W, D)")
     for name, tensor in (("key", key), ("value", value)):
         check_shape(name, tensor, "query's shape", query.shape)
-    check_kind(query, key=key, value=value, bias=bias)
-    for axis, length, kernel, step, gap in zip(
-        ("rows", "columns"), query.shape[2:4], kernel_size, stride, dilation, strict=True
-    ):
-        if kernel < 1 or gap < 1 or not 1 <= step <= kernel:
-            raise ValueError(
-                f"{axis}: kernel_size and dilation must be at least 1 and stride between 1 and kernel_size, "
-                f"got kernel_size={kernel}, dilation={gap}, stride={step}"
-            )
-        if kernel * gap > length:
-            raise ValueError(
-                f"{axis}: the window must fit into the map, got kernel_size {kernel} * dilation {gap} = "
-                f"{kernel * gap} > {length}"
-            )
+    check_kind(query=query, key=key, value=value, bias=bias)
+    check_windows(query.shape[2:4], kernel_size, stride, dilation)
     if bias is not None:
         wanted = (query.shape[1], 2 * kernel_size[0] - 1, 2 * kernel_size[1] - 1)
         check_shape("bias", bias, "(heads, 2K-1, 2K-1)", wanted)

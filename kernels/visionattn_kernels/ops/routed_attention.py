@@ -108,7 +108,7 @@ def _check(query: Tensor, key: Tensor, value: Tensor) -> None:
     check_rank("query", query, "(B, heads, R, T, D)")
     for name, tensor in (("key", key), ("value", value)):
         check_shape(name, tensor, "query's shape", query.shape)
-    check_kind(query, key=key, value=value)
+    check_kind(query=query, key=key, value=value)
 
 
 def _forward_fake(query, key, value, routes, scale):

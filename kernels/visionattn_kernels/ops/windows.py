@@ -9,10 +9,40 @@ centre (Generalized Neighborhood Attention, arXiv:2504.16922).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+Pair = tuple[int, int]
+
+
+def pair(value: int | Sequence[int]) -> Pair:
+    """One number for both axes, or one an axis.
+
+    Raises:
+        ValueError: There are neither one nor two numbers.
+    """
+    both = (value, value) if isinstance(value, int) else tuple(value)
+    if len(both) != 2:
+        raise ValueError(f"expected one number or one per axis (rows, columns), got {value!r}")
+    return both
+
+
+def check_windows(shape: Sequence[int], kernel_size: Pair, stride: Pair, dilation: Pair) -> None:
+    """Raise ValueError where a window does not fit into a map of `shape` (rows, columns)."""
+    for axis, length, kernel, step, gap in zip(("rows", "columns"), shape, kernel_size, stride, dilation, strict=True):
+        if kernel < 1 or gap < 1 or not 1 <= step <= kernel:
+            raise ValueError(
+                f"{axis}: kernel_size and dilation must be at least 1 and stride between 1 and kernel_size, "
+                f"got kernel_size={kernel}, dilation={gap}, stride={step}"
+            )
+        if kernel * gap > length:
+            raise ValueError(
+                f"{axis}: the window must fit into the map, got kernel_size {kernel} * dilation {gap} = "
+                f"{kernel * gap} > {length}"
+            )
 
 
 def window_start(places: Tensor, members: Tensor | int, kernel: int, stride: int) -> Tensor:
