@@ -5,7 +5,7 @@ import torch
 
 def heaviest_entries(dtype: torch.dtype, dim: int) -> list:
     """Entries of every kernel for `dtype` and `dim`, of each module's last variant, the one that does the most."""
-    from visionattn_kernels.triton.inspect import entries
+    from visionattn_kernels.triton.evidence.inspect import entries
 
     found = list(entries((dtype,), (dim,)))
     last = {entry.module: entry.variant for entry in found}
@@ -14,7 +14,7 @@ def heaviest_entries(dtype: torch.dtype, dim: int) -> list:
 
 def inspected(entry, chip: str) -> tuple[str, list[str]]:
     """Resources of the compiled entry, printed, and its faults."""
-    from visionattn_kernels.triton.inspect import faults, inspect
+    from visionattn_kernels.triton.evidence.inspect import faults, inspect
 
     resources = inspect(entry, chip)
     return str(resources), faults(entry, chip, resources)
@@ -22,7 +22,7 @@ def inspected(entry, chip: str) -> tuple[str, list[str]]:
 
 def faults_of(dtype: torch.dtype, **resources) -> list[str]:
     """Faults that such resources have on an A100."""
-    from visionattn_kernels.triton.inspect import Resources, entries, faults
+    from visionattn_kernels.triton.evidence.inspect import Resources, entries, faults
 
     fine = {"registers": 100, "spills": 0, "scalar_spills": 0, "shared": 1024, "matrix": {"HMMA": 8}}
     return faults(next(entries((dtype,), (32,))), "sm_80", Resources(**{**fine, **resources}))
@@ -31,7 +31,7 @@ def faults_of(dtype: torch.dtype, **resources) -> list[str]:
 def spills_of_a_tile_that_is_too_large() -> list[str]:
     """Faults of the forward with a tile four times that of the table, which cannot fit in registers."""
     from visionattn_kernels.triton import neighborhood_attention as module
-    from visionattn_kernels.triton.inspect import entries, faults, inspect
+    from visionattn_kernels.triton.evidence.inspect import entries, faults, inspect
 
     entry = next(entries((torch.bfloat16,), (128,)))
     table = module.FORWARD[2, 128]

@@ -16,7 +16,7 @@ from visionattn_kernels.testing import SHARED, Case, error_budget, evaluate, nei
 def interpret() -> None:
     """Prepare this process: kernels run in the interpreter, and memory that no one has written holds NaN."""
     os.environ["TRITON_INTERPRET"] = "1"
-    from visionattn_kernels.triton.interpret import stand_in
+    from visionattn_kernels.triton.evidence.interpret import stand_in
 
     stand_in()
     torch.set_num_threads(1)
@@ -57,7 +57,7 @@ def check_kernels(case: Case, dtype: torch.dtype) -> None:
     Raises:
         AssertionError: The orders differ in a bit, or a result is outside its error budget.
     """
-    from visionattn_kernels.triton.interpret import program_order
+    from visionattn_kernels.triton.evidence.interpret import program_order
 
     case = small(case)
     operator = OPS[case.op]
@@ -126,7 +126,7 @@ def check_large_offsets() -> None:
 
 def check_counts() -> None:
     """Bytes that the forward loads and stores, counted, against the sum over tiles of what their windows reach."""
-    from visionattn_kernels.triton.interpret import counting
+    from visionattn_kernels.triton.evidence.interpret import counting
 
     case = neighborhood(1, 2, 17, 21, 16, kernel_size=(5, 3), dilation=(1, 2))
     tensors = {name: x.detach() for name, x in case.tensors().items()}

@@ -1,7 +1,7 @@
 """What a kernel launch is, apart from its happening.
 
-A planner (`forward_launches` and so on in every kernel file) allocates the results and describes the launches that fill
-them. A call runs them; `inspect.py` compiles them for any chip, on meta tensors and without a GPU.
+A planner (`forward_launches` and so on in every launcher file) allocates the results and describes the launches that
+fill them. A call runs them; `evidence/` compiles them for any chip on meta tensors, or runs and counts them on the CPU.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class Launch:
         arguments: By the kernel's parameter names.
         num_warps: Warps a program.
         num_stages: Iterations of the kernel's loop in flight.
+        flops: The least that must be multiplied and added, for comparison with what the kernel does.
     """
 
     kernel: Any
@@ -30,6 +31,7 @@ class Launch:
     arguments: Mapping[str, Any]
     num_warps: int
     num_stages: int
+    flops: int
 
 
 def run(launches: Iterable[Launch], device: torch.device) -> None:

@@ -36,39 +36,40 @@ class Tiles(NamedTuple):
     num_stages: int
 
 
-# The entries, by bytes an element and padded head dim. The rule: 8x8 members a program, because the 64 rows fill the
-# matrix instruction of four warps on every chip and a square has the smallest halo; the largest block of at most 64,
-# and two stages so that loads overlap with products, as long as no chip spills a register, with and without a bias
-# (`tools/compile_kernels.py` prints them). Each comment names what stopped the next larger choice.
+# The tables, by bytes an element and padded head dim. The rule: 8x8 members a program, because 64 rows fill the matrix
+# instruction of four warps on every chip and a square has the smallest halo; blocks of 64 in 16 bits and of 32 in 32,
+# which are equally many bytes; two stages, so that loads overlap with products. Where that spills a register on some
+# chip, with or without a bias, the entry is the first that does not of: 8 warps, one stage, a smaller block, a smaller
+# tile. Comments name the last choice that spilled and where; `tools/compile_kernels.py` shows that the entry does not.
 FORWARD = {
     (2, 16): Tiles((8, 8), 64, 4, 2),
     (2, 32): Tiles((8, 8), 64, 4, 2),
     (2, 64): Tiles((8, 8), 64, 4, 2),
-    (2, 128): Tiles((8, 8), 32, 4, 2),
+    (2, 128): Tiles((8, 8), 32, 4, 2),  # block 64: sm_80; with one stage none, but then loads do not overlap
     (4, 16): Tiles((8, 8), 32, 4, 2),
     (4, 32): Tiles((8, 8), 32, 4, 2),
-    (4, 64): Tiles((8, 8), 16, 4, 2),
-    (4, 128): Tiles((4, 4), 16, 4, 1),
+    (4, 64): Tiles((8, 8), 16, 4, 2),  # block 32: sm_80, with 8 warps sm_100
+    (4, 128): Tiles((4, 4), 16, 4, 1),  # tile 4x8: sm_100, with 8 warps sm_90
 }
 BACKWARD_QUERY = {
     (2, 16): Tiles((8, 8), 64, 4, 2),
     (2, 32): Tiles((8, 8), 64, 4, 2),
-    (2, 64): Tiles((8, 8), 32, 4, 1),
-    (2, 128): Tiles((8, 8), 16, 4, 2),
-    (4, 16): Tiles((8, 8), 32, 8, 2),
-    (4, 32): Tiles((8, 8), 32, 4, 1),
-    (4, 64): Tiles((8, 8), 16, 4, 2),
-    (4, 128): Tiles((8, 8), 16, 4, 2),
+    (2, 64): Tiles((8, 8), 32, 4, 1),  # block 64 and two stages: sm_80
+    (2, 128): Tiles((8, 8), 16, 4, 2),  # block 32: sm_80
+    (4, 16): Tiles((8, 8), 32, 8, 2),  # 4 warps: sm_80
+    (4, 32): Tiles((8, 8), 32, 4, 1),  # two stages: sm_90, with 8 warps sm_80
+    (4, 64): Tiles((8, 8), 16, 4, 2),  # block 32: sm_80, with 8 warps gfx942
+    (4, 128): Tiles((8, 8), 16, 4, 2),  # block 32: sm_80
 }
 BACKWARD_KEY_VALUE = {
     (2, 16): Tiles((8, 8), 64, 4, 2),
-    (2, 32): Tiles((8, 8), 32, 4, 2),
-    (2, 64): Tiles((8, 8), 16, 4, 2),
-    (2, 128): Tiles((8, 8), 16, 4, 2),
-    (4, 16): Tiles((8, 8), 32, 8, 2),
+    (2, 32): Tiles((8, 8), 32, 4, 2),  # block 64: sm_80, with one stage sm_100
+    (2, 64): Tiles((8, 8), 16, 4, 2),  # block 32: sm_80
+    (2, 128): Tiles((8, 8), 16, 4, 2),  # block 32: sm_80, with 8 warps gfx942; with one stage none up to K = 7
+    (4, 16): Tiles((8, 8), 32, 8, 2),  # 4 warps: sm_80
     (4, 32): Tiles((8, 8), 32, 4, 2),
-    (4, 64): Tiles((8, 8), 16, 4, 2),
-    (4, 128): Tiles((4, 8), 16, 4, 2),
+    (4, 64): Tiles((8, 8), 16, 4, 2),  # block 32: sm_80
+    (4, 128): Tiles((4, 8), 16, 4, 2),  # tile 8x8: sm_80, with 8 warps gfx942
 }
 
 
@@ -96,7 +97,7 @@ def forward_launches(query, key, value, bias, kernel_size, stride, dilation, sca
     lse = query.new_empty(query.shape[:4], dtype=torch.float32)
     maps = {"query": query, "key": key, "value": value, "out": out}
     settings = (kernel_size, stride, dilation, scale)
-    return (out, lse), [_launch(neighborhood_attention_fwd_kernel, FORWARD, maps, lse, bias, settings)]
+    return (out, lse), [_launch(neighborhood_attention_fwd_kernel, FORWARD, 2, maps, lse, bias, settings)]
 
 
 def backward_launches(grad, query, key, value, bias, out, lse, kernel_size, stride, dilation, scale):
@@ -120,6 +121,7 @@ def backward_launches(grad, query, key, value, bias, out, lse, kernel_size, stri
     query_launch = _launch(
         neighborhood_attention_bwd_query_kernel,
         BACKWARD_QUERY,
+        3,
         {**maps, "out": out, "grad_query": grad_query},
         lse,
         bias,
@@ -130,6 +132,7 @@ def backward_launches(grad, query, key, value, bias, out, lse, kernel_size, stri
     key_value_launch = _launch(
         neighborhood_attention_bwd_key_value_kernel,
         BACKWARD_KEY_VALUE,
+        4,
         {**maps, "grad_key": grad_key, "grad_value": grad_value},
         lse,
         bias,
@@ -157,8 +160,19 @@ def _tiles_per_head(query: Tensor, tile: Pair, dilation: Pair) -> int:
     return math.prod(gap * triton.cdiv(triton.cdiv(length, gap), side) for length, gap, side in axes)
 
 
-def _launch(kernel, table, maps: dict[str, Tensor], lse, bias, settings, **others: Any) -> Launch:
-    """The launch of `kernel` over all tiles, cut as `table` says; `maps` are passed with their strides."""
+def _launch(kernel, table, products: int, maps: dict[str, Tensor], lse, bias, settings, **others: Any) -> Launch:
+    """The launch of `kernel` over all tiles, cut as `table` says.
+
+    Args:
+        kernel: The kernel.
+        table: Its tiles.
+        products: Multiplications for each channel of each pair of a query and a key that it sees.
+        maps: Arguments (B, heads, H, W, D), passed with their strides.
+        lse: (B, heads, H, W)
+        bias: (heads, 2K-1, 2K-1) or None
+        settings: kernel_size, stride, dilation and scale.
+        others: Other arguments, passed as they are.
+    """
     kernel_size, stride, dilation, scale = settings
     query = maps["query"]
     batch, heads, height, width, dim = query.shape
@@ -182,7 +196,9 @@ def _launch(kernel, table, maps: dict[str, Tensor], lse, bias, settings, **other
         "DIM": dim,
         "BLOCK_D": padded_dim(dim),
     }
-    return Launch(kernel, batch * heads * _tiles_per_head(query, tile, dilation), arguments, num_warps, num_stages)
+    programs = batch * heads * _tiles_per_head(query, tile, dilation)
+    flops = 2 * products * query.numel() * math.prod(kernel_size)
+    return Launch(kernel, programs, arguments, num_warps, num_stages, flops)
 
 
 def forward(query, key, value, bias, kernel_size, stride, dilation, scale):
@@ -201,13 +217,13 @@ def backward(grad, query, key, value, bias, out, lse, kernel_size, stride, dilat
     return *grads, grad_bias
 
 
-def examples(dtype: torch.dtype, dim: int) -> dict[str, list[Launch]]:
-    """Launches on meta tensors that use every entry of the tables for `dtype` and `dim`, by variant."""
-    query = empty_map(torch.empty(2, 2, 56, 56, dim, dtype=dtype, device="meta"))
+def examples(dtype: torch.dtype, dim: int, device: str) -> dict[str, list[Launch]]:
+    """Launches that use the entries of all tables for `dtype` and `dim`, by variant, the one that does most last."""
+    query = empty_map(torch.empty(1, 2, 56, 56, dim, dtype=dtype, device=device)).zero_()
     settings = ((7, 7), (1, 1), (1, 1), dim**-0.5)
     variants = {}
-    for variant, bias in (("", None), ("bias", query.new_empty(2, 13, 13))):
+    for variant, bias in (("", None), ("bias", query.new_zeros(2, 13, 13))):
         (out, lse), forward_launch = forward_launches(query, query, query, bias, *settings)
-        _, backward_launch = backward_launches(out, query, query, query, bias, out, lse, *settings)
+        _, backward_launch = backward_launches(query, query, query, query, bias, out, lse, *settings)
         variants[variant] = forward_launch + backward_launch
     return variants

@@ -84,6 +84,35 @@ def _block_corner(block, columns, start, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _scores(
+    query,
+    key,
+    bias,
+    first,
+    corner,
+    members,
+    scale,
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SPAN: tl.constexpr,
+):
+    """[TILE, BLOCK] scores of the queries at `first` and the keys at `corner`; -inf where the key is not seen.
+
+    In base 2, because exp2 is what the hardware has. `bias` is [SPAN rows, SPAN columns] or None.
+    """
+    scores = tl.zeros([TILE[0] * TILE[1], BLOCK[0] * BLOCK[1]], tl.float32)
+    if bias is not None:
+        selectors = bias_selectors(first, corner, KERNEL, TILE, BLOCK, SPAN)
+        scores = spread_bias(bias, selectors, TILE, BLOCK) * (1.0 / scale)
+    scores = tl.dot(query, tl.trans(key), scores, input_precision="ieee") * (scale * LOG2E)
+    own = tile_places(first[0], first[1], TILE)
+    near = tile_places(corner[0], corner[1], BLOCK)
+    return tl.where(_sees(_down(own), _across(near), members, KERNEL, STRIDE), scores, float("-inf"))
+
+
+@triton.jit
 def neighborhood_attention_fwd_kernel(
     query_ptr,
     key_ptr,
@@ -114,8 +143,7 @@ def neighborhood_attention_fwd_kernel(
     inside = before(own, members)
     # [TILE, BLOCK_D]
     query = load_members(query_ptr, own, plane, inside, query_strides, DIM, BLOCK_D)
-    if bias_ptr is not None:
-        bias = load_bias(bias_ptr, plane[1], KERNEL, SPAN)
+    bias = load_bias(bias_ptr, plane[1], KERNEL, SPAN) if bias_ptr is not None else None
     # [TILE]
     highest = tl.full([TILE[0] * TILE[1]], float("-inf"), tl.float32)
     total = tl.zeros([TILE[0] * TILE[1]], tl.float32)
@@ -129,13 +157,8 @@ def neighborhood_attention_fwd_kernel(
         # [BLOCK, BLOCK_D]
         key = load_members(key_ptr, near, plane, before(near, end), key_strides, DIM, BLOCK_D)
         value = load_members(value_ptr, near, plane, before(near, end), value_strides, DIM, BLOCK_D)
-        # [TILE, BLOCK]; base 2, because exp2 is what the hardware has
-        scores = tl.zeros([TILE[0] * TILE[1], BLOCK[0] * BLOCK[1]], tl.float32)
-        if bias_ptr is not None:
-            selectors = bias_selectors(first, corner, KERNEL, TILE, BLOCK, SPAN)
-            scores = spread_bias(bias, selectors, TILE, BLOCK) * (1.0 / scale)
-        scores = tl.dot(query, tl.trans(key), scores, input_precision="ieee") * (scale * LOG2E)
-        scores = tl.where(_sees(_down(own), _across(near), members, KERNEL, STRIDE), scores, float("-inf"))
+        # [TILE, BLOCK]
+        scores = _scores(query, key, bias, first, corner, members, scale, KERNEL, STRIDE, TILE, BLOCK, SPAN)
         higher = tl.maximum(highest, tl.max(scores, 1))
         # A query that has seen no key yet has nothing to shrink, and -inf minus -inf would be NaN.
         finite = tl.where(higher == float("-inf"), 0.0, higher)
@@ -193,9 +216,8 @@ def neighborhood_attention_bwd_query_kernel(
     tl.store(member_pointers(delta_ptr, own, plane, lse_strides), delta, mask=inside)
     # Beyond the map an infinite sum of the softmax makes the weights zero.
     lse = tl.load(member_pointers(lse_ptr, own, plane, lse_strides), mask=inside, other=float("inf")) * LOG2E
-    if bias_ptr is not None:
-        bias = load_bias(bias_ptr, plane[1], KERNEL, SPAN)
-        bias_sums = tl.zeros(SPAN, tl.float32)
+    bias = load_bias(bias_ptr, plane[1], KERNEL, SPAN) if bias_ptr is not None else None
+    bias_sums = tl.zeros(SPAN, tl.float32)
     # [TILE, BLOCK_D]
     grad_query = tl.zeros([TILE[0] * TILE[1], BLOCK_D], tl.float32)
     start, end = _reach_of_queries(first, members, TILE, KERNEL, STRIDE)
@@ -207,18 +229,13 @@ def neighborhood_attention_bwd_query_kernel(
         key = load_members(key_ptr, near, plane, before(near, end), key_strides, DIM, BLOCK_D)
         value = load_members(value_ptr, near, plane, before(near, end), value_strides, DIM, BLOCK_D)
         # [TILE, BLOCK]
-        scores = tl.zeros([TILE[0] * TILE[1], BLOCK[0] * BLOCK[1]], tl.float32)
-        if bias_ptr is not None:
-            selectors = bias_selectors(first, corner, KERNEL, TILE, BLOCK, SPAN)
-            scores = spread_bias(bias, selectors, TILE, BLOCK) * (1.0 / scale)
-        scores = tl.dot(query, tl.trans(key), scores, input_precision="ieee") * (scale * LOG2E)
-        scores = tl.where(_sees(_down(own), _across(near), members, KERNEL, STRIDE), scores, float("-inf"))
+        scores = _scores(query, key, bias, first, corner, members, scale, KERNEL, STRIDE, TILE, BLOCK, SPAN)
         weights = tl.exp2(scores - lse[:, None])
         grad_weights = tl.dot(grad, tl.trans(value), input_precision="ieee")
         grad_scores = (weights * (grad_weights - delta[:, None])).to(key.dtype)
         grad_query = tl.dot(grad_scores, key, grad_query, input_precision="ieee")
         if bias_ptr is not None:
-            bias_sums += sum_pairs(grad_scores, selectors, TILE, BLOCK)
+            bias_sums += sum_pairs(grad_scores, bias_selectors(first, corner, KERNEL, TILE, BLOCK, SPAN), TILE, BLOCK)
     store_members(grad_query_ptr, grad_query * scale, own, plane, inside, grad_query_strides, DIM, BLOCK_D)
     if bias_ptr is not None:
         store_bias(bias_sums_ptr, tl.program_id(0), bias_sums, KERNEL, SPAN)

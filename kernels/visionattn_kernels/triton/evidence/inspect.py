@@ -1,8 +1,8 @@
 """What a kernel takes of a chip, found by compiling it ahead of time: no GPU and no driver needed.
 
 Arguments are specialised exactly as at a launch (alignment, values of 1, `None`), so what is inspected is what runs. A
-kernel module takes part by a function `examples(dtype, dim)`, which gives its launches on meta tensors, by variant, and
-by its name in `MODULES`.
+launcher module takes part by its name in `MODULES` and by a function `examples(dtype, dim, device)`, which gives the
+launches of a call, forward and backward, by variant.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Entry:
         return f"{kernel} {str(self.dtype).removeprefix('torch.')} {self.dim}"
 
     def launch(self) -> Launch:
-        """The launch itself."""
+        """The launch itself, on meta tensors."""
         return _examples(self.module, self.dtype, self.dim)[self.variant][self.number]
 
 
@@ -124,7 +124,7 @@ def entries(dtypes: tuple[torch.dtype, ...] = DTYPES, dims: tuple[int, ...] = DI
 
 
 def _examples(module: str, dtype: torch.dtype, dim: int) -> dict[str, list[Launch]]:
-    return import_module(f"visionattn_kernels.triton.{module}").examples(dtype, dim)
+    return import_module(f"visionattn_kernels.triton.{module}").examples(dtype, dim, "meta")
 
 
 def inspect(entry: Entry, chip: str) -> Resources:
