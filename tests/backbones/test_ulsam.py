@@ -1,4 +1,4 @@
-"""Subspace attention gives the authors' answers, alone and in place of a block, and serves as timm's `attn_layer`."""
+"""Subspace attention gives the authors' answers, replaces the blocks named, and serves as timm's `attn_layer`."""
 
 from pathlib import Path
 
@@ -34,18 +34,26 @@ def test_the_module_is_the_authors():
     assert difference(x.grad.numpy(), golden.outputs["grad_input"]) <= 1e-4
 
 
-def test_in_place_of_a_block_it_is_the_authors():
-    golden = Golden.load(GOLDEN / "ulsam_mobilenetv1.npz")
-    model = timm.create_model("mobilenetv1_100").eval()
-    model.blocks[3][3] = ULSAM(512).eval()
-    load(model, golden)
-    deltas = []
-    model.blocks[3][3].register_forward_hook(lambda _, inputs, output: deltas.append(output - inputs[0]))
-    with torch.no_grad():
-        logits = model(torch.from_numpy(image(*golden.input_shape)))
-    assert sum(p.numel() for p in model.parameters()) == golden.meta["params"]
-    assert difference(deltas[0].numpy(), golden.outputs["delta_blocks.3.3"]) <= DELTA_TOLERANCE
-    assert difference(logits.numpy(), golden.outputs["logits"]) <= 1e-5
+@pytest.mark.parametrize("replaced", [[(3, 1)], [(4, 1), (4, 2), (5, 1), (5, 2)]])
+def test_the_blocks_to_replace_and_the_subspaces_are_arguments(replaced):
+    model = timm.create_model("ulsam_mobilenetv2", replaced=replaced, num_subspaces=8, device="meta")
+    found = {name: x for name, x in model.named_modules() if isinstance(x, ULSAM)}
+    assert list(found) == [f"blocks.{stage}.{number}" for stage, number in replaced]
+    assert all(module.num_subspaces == 8 for module in found.values())
+
+
+def test_without_replacement_the_net_is_timms():
+    torch.manual_seed(0)
+    theirs = timm.create_model("mobilenetv2_100").eval()
+    overlay = {"state_dict": theirs.state_dict()}
+    ours = timm.create_model("ulsam_mobilenetv2", replaced=(), pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    x = torch.randn(1, 3, 65, 90)
+    assert torch.equal(ours(x), theirs(x))
+
+
+def test_the_first_block_of_a_stage_must_stay():
+    with pytest.raises(ValueError, match=r"behind the first of a stage, got \(3, 0\)"):
+        timm.create_model("test_ulsam", replaced=((3, 0),))
 
 
 def test_one_map_weighs_the_channels_of_a_subspace_and_sums_to_one():

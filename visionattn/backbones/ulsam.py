@@ -1,0 +1,117 @@
+"""MobileNets in which subspace attention stands in for whole blocks.
+
+ULSAM: Ultra-Lightweight Subspace Attention Module for Compact Convolutional Neural Networks (Saini et al., WACV 2020,
+arXiv:2006.15102). The authors published the module (Nandan91/ULSAM at 9a07d68) but neither nets nor weights. The kinds
+of the blocks that it replaces follow from the published parameters and multiply-accumulates; which of several equal
+blocks is ours to choose, and `replaced` chooses another. The hosts are timm's, whose MobileNetV2 has 0.8 million
+multiply-accumulates more than the paper counts. A replaced block loses its skip: the module has its own.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from timm.models import PretrainedCfg, generate_default_cfgs, register_model
+from timm.models._efficientnet_builder import decode_arch_def, efficientnet_init_weights
+from timm.models.efficientnet import EfficientNet
+from torch import Tensor, nn
+
+from visionattn.checkpoint import fit, unwrap
+from visionattn.layers import ULSAM, merge_subspaces
+from visionattn.registry import build, cfg
+
+_V1 = ("dsa_r1_k3_s1_c64", "dsa_r2_k3_s2_c128", "dsa_r2_k3_s2_c256", "dsa_r6_k3_s2_c512", "dsa_r2_k3_s2_c1024")
+_V2 = (
+    "ds_r1_k3_s1_c16",
+    "ir_r2_k3_s2_e6_c24",
+    "ir_r3_k3_s2_e6_c32",
+    "ir_r4_k3_s2_e6_c64",
+    "ir_r3_k3_s1_e6_c96",
+    "ir_r3_k3_s2_e6_c160",
+    "ir_r1_k3_s1_e6_c320",
+)
+
+
+class ULSAMMobileNet(EfficientNet):
+    """A MobileNet with subspace attention in place of some blocks; features of strides 4 to 32.
+
+    Args:
+        stages: timm's description of each stage.
+        replaced: Stage and number of each block to replace, both from 0; the first block of a stage, which changes the
+            shape of the map, must stay.
+        num_subspaces: Groups of channels of each module.
+        **kwargs: As for timm's `EfficientNet`.
+
+    Raises:
+        ValueError: A block to replace is the first of its stage.
+    """
+
+    def __init__(self, stages: Sequence[str], replaced: Sequence[tuple[int, int]], num_subspaces: int = 4, **kwargs):
+        super().__init__(decode_arch_def([[stage] for stage in stages]), act_layer=nn.ReLU6, **kwargs)
+        for stage, number in replaced:
+            if number < 1:
+                raise ValueError(f"replaced must name blocks behind the first of a stage, got {(stage, number)}")
+            dim = self.blocks[stage][0].feature_info("")["num_chs"]
+            dd = {name: kwargs.get(name) for name in ("device", "dtype")}
+            self.blocks[stage][number] = ULSAM(dim, num_subspaces, **dd)
+        # timm counts the stem's stride 2 as a feature; ours are those of every backbone here.
+        self.feature_info, self.stage_ends = self.feature_info[1:], self.stage_ends[1:]
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:
+        """Draw all weights anew: the host's by timm's rule, the attention's by torch's."""
+        attention = {child for module in self.modules() if isinstance(module, ULSAM) for child in module.children()}
+        for module in self.modules():
+            if hasattr(module, "reset_parameters") and module not in attention:
+                module.reset_parameters()
+        efficientnet_init_weights(self)
+        for module in attention:
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+
+
+def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Tensor]:
+    """Map the names of timm's host with the authors' modules to ours; our own checkpoints pass unchanged.
+
+    Raises:
+        ValueError: The checkpoint is of another model.
+    """
+    return fit(merge_subspaces(unwrap(state_dict)), model, free=("classifier.",))
+
+
+def _cfg(**fields) -> PretrainedCfg:
+    defaults = {"source": "https://github.com/Nandan91/ULSAM", "first_conv": "conv_stem", "classifier": "classifier"}
+    # The authors' repository names no licence; nothing of it is used, and there are no weights.
+    return cfg(paper="2006.15102", license="apache-2.0", **defaults, **fields)
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "ulsam_mobilenetv1.untrained": _cfg(top1=70.43, params=3965748, gmacs=0.517),
+        "ulsam_mobilenetv2.untrained": _cfg(top1=71.52, params=3067904, gmacs=0.26188),
+        "test_ulsam.untrained": _cfg(input_size=(3, 96, 96), pool_size=(3, 3)),
+    }
+)
+
+
+def _create(variant: str, pretrained: bool, kwargs: dict, **settings) -> ULSAMMobileNet:
+    return build(ULSAMMobileNet, variant, pretrained, checkpoint_filter_fn, **(settings | kwargs))
+
+
+@register_model
+def ulsam_mobilenetv1(pretrained: bool = False, **kwargs) -> ULSAMMobileNet:
+    """MobileNetV1 with attention for one of five blocks of 512 channels; published with 4 subspaces: 70.43."""
+    return _create("ulsam_mobilenetv1", pretrained, kwargs, stages=_V1, replaced=((3, 3),), num_features=0)
+
+
+@register_model
+def ulsam_mobilenetv2(pretrained: bool = False, **kwargs) -> ULSAMMobileNet:
+    """MobileNetV2 with attention for a block of 96 and one of 160 channels; published with 4 subspaces: 71.52."""
+    return _create("ulsam_mobilenetv2", pretrained, kwargs, stages=_V2, replaced=((4, 2), (5, 2)))
+
+
+@register_model
+def test_ulsam(pretrained: bool = False, **kwargs) -> ULSAMMobileNet:
+    """A MobileNetV1 with subspace attention small enough to test everything in seconds."""
+    stages = ("dsa_r1_k3_s1_c16", "dsa_r1_k3_s2_c16", "dsa_r2_k3_s2_c32", "dsa_r2_k3_s2_c48", "dsa_r1_k3_s2_c64")
+    settings = {"stages": stages, "replaced": ((3, 1),), "stem_size": 16, "num_features": 0}
+    return _create("test_ulsam", pretrained, kwargs, **settings)
