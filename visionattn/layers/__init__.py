@@ -2,7 +2,8 @@
 
 from visionattn.layers.block import AttentionBlock
 from visionattn.layers.conv import DepthwiseConv
+from visionattn.layers.ela import ELA
 from visionattn.layers.neighborhood import NeighborhoodAttention
 from visionattn.layers.ulsam import ULSAM, merge_subspaces
 
-__all__ = ["ULSAM", "AttentionBlock", "DepthwiseConv", "NeighborhoodAttention", "merge_subspaces"]
+__all__ = ["ELA", "ULSAM", "AttentionBlock", "DepthwiseConv", "NeighborhoodAttention", "merge_subspaces"]
