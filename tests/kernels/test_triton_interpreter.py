@@ -42,6 +42,10 @@ def test_gradients_arrive_from_a_direction_without_strides(interpreter):
     interpreter.submit(triton_worker.check_expanded_gradient).result()
 
 
+def test_a_shifted_bias_changes_nothing(interpreter):
+    interpreter.submit(triton_worker.check_shifted_bias).result()
+
+
 def test_an_empty_batch_launches_nothing(interpreter):
     interpreter.submit(triton_worker.check_empty_batch).result()
 

@@ -87,6 +87,18 @@ def check_expanded_gradient() -> None:
         assert (got - want).abs().max() < 1e-5 * wanted[2].abs().max(), name
 
 
+def check_shifted_bias() -> None:
+    """A constant added to the bias changes nothing, though its exponential overflows, within and beyond the map."""
+    case = neighborhood(1, 1, 9, 10, 16, kernel_size=3, bias=True)
+    tensors = case.tensors()
+    shift = 200.0
+    shifted = {**tensors, "bias": (tensors["bias"].detach() + shift).requires_grad_()}
+    want, got = (evaluate(neighborhood_attention, case, x) for x in (tensors, shifted))
+    for name in want:
+        # Scores are rounded at the size of the shift, weights therefore by as much, relatively.
+        assert relative_error(got[name], want[name]) < 4 * shift * torch.finfo(torch.float32).eps, name
+
+
 def check_empty_batch() -> None:
     """No images: empty results, and the gradient of the bias is zero."""
     query = torch.zeros(0, 2, 9, 9, 16, requires_grad=True)
