@@ -51,7 +51,7 @@ def translate(
     return fit(state_dict, model)
 
 
-def fit(state_dict: dict[str, Tensor], model: nn.Module, free: Sequence[str] = ("head.",)) -> dict[str, Tensor]:
+def fit(state_dict: dict[str, Tensor], model: nn.Module, free: Sequence[str] = ("head.fc.",)) -> dict[str, Tensor]:
     """Return `state_dict` if its names and shapes are those of `model`, so that nothing is loaded by halves.
 
     Args:
