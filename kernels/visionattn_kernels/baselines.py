@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visionattn_kernels.ops.windows import window_offsets
-from visionattn_kernels.testing import Case, aggregate, halo, linear, neighborhood, routed
+from visionattn_kernels.testing import Case, aggregate, flow, halo, linear, neighborhood, routed
 
 
 @lru_cache(maxsize=16)
@@ -126,6 +126,18 @@ def published_linear_attention(
     return _joined(product * (1 + 1 / (z + epsilon)) - z * mean)
 
 
+def published_flow_attention(query: Tensor, key: Tensor, value: Tensor, epsilon: float = 1e-6) -> Tensor:
+    """Flow attention as Flowformer's code does it, in the arguments' dtype, with the copy that joins the heads."""
+    q, k, e = query.sigmoid(), key.sigmoid(), epsilon
+    taken = 1 / (torch.einsum("bhnd,bhd->bhn", q + e, k.sum(2) + e) + e)
+    given = 1 / (torch.einsum("bhnd,bhd->bhn", k + e, q.sum(2) + e) + e)
+    sink = torch.einsum("bhnd,bhd->bhn", q + e, (k * given.unsqueeze(3)).sum(2) + e) + e
+    source = torch.einsum("bhnd,bhd->bhn", k + e, (q * taken.unsqueeze(3)).sum(2) + e) + e
+    weights = source.clamp(-1, 1).softmax(-1).unsqueeze(3) * k.shape[2]
+    product = q @ (k.transpose(2, 3) @ (value * weights))
+    return _joined(product * taken.unsqueeze(3) * sink.sigmoid().unsqueeze(3))
+
+
 def _elu_plus_one(x: Tensor) -> Tensor:
     return F.elu(x) + 1
 
@@ -140,6 +152,7 @@ BASELINES: dict[str, Callable[..., Tensor]] = {
     "routed_attention": gathered_routed_attention,
     "halo_attention": unfolded_halo_attention,
     "linear_attention": published_linear_attention,
+    "flow_attention": published_flow_attention,
 }
 
 # fmt: off
@@ -177,6 +190,12 @@ SHAPES: dict[str, list[Case]] = {
         linear(4, 6, 784, 32, normalization="division", feature_map="relu", scale=True, epsilon=100.0),
         linear(4, 1, 3136, 64, normalization="magnitude", feature_map="elu_plus_one", rotary=True),
         linear(4, 2, 784, 64, normalization="magnitude", feature_map="elu_plus_one", rotary=True),
+    ],
+    # Sources lie around one, where they are clamped. Of 150,000, two are so close that rounding decides their gradient.
+    "flow_attention": [
+        flow(1, 12, 3136, 8),
+        flow(4, 12, 784, 16),
+        flow(4, 12, 196, 32),
     ],
 }
 # fmt: on

@@ -1,4 +1,4 @@
-"""Linear attention where half precision gives out: queries of length 1,000 and 65,536 tokens.
+"""Linear and flow attention where half precision gives out: queries of length 1,000 and 65,536 tokens.
 
     python -m visionattn_kernels.stress
 
@@ -16,7 +16,7 @@ import torch
 
 from visionattn_kernels.baselines import BASELINES
 from visionattn_kernels.op import OPS
-from visionattn_kernels.testing import Case, error_budget, evaluate, linear, relative_error, widened
+from visionattn_kernels.testing import Case, error_budget, evaluate, flow, linear, relative_error, widened
 
 HALF = (torch.float16, torch.bfloat16)
 LENGTH, TOKENS = 1e3, 65536
@@ -26,6 +26,7 @@ CASES = {
     "InLine": linear(1, 1, TOKENS, 32, normalization="subtraction"),
     "MALA": linear(1, 1, TOKENS, 32, normalization="magnitude", feature_map="elu_plus_one"),
     "L²ViT": linear(1, 1, TOKENS, 32, normalization="division", feature_map="relu", epsilon=100.0),
+    "Flowformer": flow(1, 1, TOKENS, 32),
 }
 # fmt: on
 

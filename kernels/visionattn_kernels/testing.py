@@ -134,6 +134,12 @@ def linear(
     return Case("linear_attention", shapes, settings)
 
 
+def flow(batch: int, heads: int, tokens: int, dim: int, value_dim: int | None = None, **settings: Any) -> Case:
+    """A case of `flow_attention`."""
+    shapes = dict.fromkeys(("query", "key"), (batch, heads, tokens, dim))
+    return Case("flow_attention", {**shapes, "value": (batch, heads, tokens, value_dim or dim)}, settings)
+
+
 # Arguments that all images of a batch share, and those that are not differentiated.
 SHARED = frozenset({"bias", "height_rel", "width_rel", "scale", "rotary"})
 CONSTANT = frozenset({"rotary"})
@@ -188,6 +194,13 @@ CASES: dict[str, list[Case]] = {
         linear(1, 2, 2903, 48, 16, normalization="subtraction", feature_map="relu", scale=True),
         linear(3, 1, 1, 4, normalization="division", feature_map="elu_plus_one", scale=True),
     ],
+    "flow_attention": [
+        flow(2, 3, 196, 32),
+        flow(2, 2, 101, 16, 24),
+        flow(1, 1, 9000, 64),
+        flow(3, 1, 7, 8, epsilon=0.1),
+        flow(1, 2, 53, 8, 3),
+    ],
 }
 
 # The second case of each operator at another size.
@@ -196,6 +209,7 @@ RESIZED: dict[str, Case] = {
     "neighborhood_aggregate": aggregate(3, 2, 9, 24, 12, kernel_size=5),
     "routed_attention": routed(3, 2, 9, 50, 16, topk=4, scale=0.1),
     "halo_attention": halo(3, 2, 31, 14, 12, 20, block_size=6, halo_size=2, stride=2),
+    "flow_attention": flow(3, 2, 58, 16, 24),
     "linear_attention": linear(
         3, 2, 58, 16, 24, normalization="magnitude", feature_map="elu_plus_one", scale=True, rotary=True
     ),

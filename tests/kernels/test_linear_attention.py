@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from visionattn_kernels import linear_attention, stress
 from visionattn_kernels.baselines import BASELINES
-from visionattn_kernels.cpu import linear_attention as cpu
+from visionattn_kernels.cpu import tokens as cpu
 from visionattn_kernels.testing import check, evaluate, linear, relative_error
 
 FAMILIES = [
@@ -71,10 +71,10 @@ def test_a_scale_may_be_a_number_or_one_a_head():
 @pytest.mark.parametrize("dtype", stress.HALF, ids=str)
 def test_large_queries_and_many_tokens_stay_within_the_error_budget_in_half_precision(dtype):
     rows = stress.measure(dtype)
-    assert len(rows) == len(FAMILIES)
+    assert len(rows) == len(FAMILIES) + 1
     assert all(row.share <= 1 for row in rows), rows
-    # float16 ends at 65,504, and the authors' sums do not.
-    assert all(math.isfinite(row.authors) == (dtype != torch.float16) for row in rows), rows
+    # float16 ends at 65,504, and the authors' sums do not: what is left is no number, or (Flowformer) zero.
+    assert all((row.authors > 0.9) == (dtype == torch.float16) for row in rows), rows
 
 
 def test_the_stress_table_is_printed(capsys, monkeypatch):

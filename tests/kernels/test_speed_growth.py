@@ -8,7 +8,7 @@ import torch
 
 from visionattn_kernels import OPS
 from visionattn_kernels.benchmark import interleaved
-from visionattn_kernels.testing import Case, aggregate, evaluate, halo, linear, neighborhood, routed
+from visionattn_kernels.testing import Case, aggregate, evaluate, flow, halo, linear, neighborhood, routed
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -22,6 +22,7 @@ SIZED = {
     "routed_attention": lambda side: routed(1, 1, side * side // 64, 64, 32, topk=4),
     "halo_attention": lambda side: halo(1, 1, side, side, 16, block_size=8, halo_size=3),
     "linear_attention": lambda side: linear(1, 2, side * side, 32, normalization="subtraction"),
+    "flow_attention": lambda side: flow(1, 2, side * side, 32),
 }
 
 

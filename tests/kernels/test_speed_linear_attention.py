@@ -1,11 +1,11 @@
-"""Linear attention on the CPU is as fast and as small as it should be, with three tenths to spare for noise."""
+"""Linear and flow attention on the CPU are as fast and small as they should be, three tenths off for noise."""
 
 import time
 
 import pytest
 import torch
 
-from visionattn_kernels import linear_attention
+from visionattn_kernels import OPS
 from visionattn_kernels.baselines import BASELINES, SHAPES
 from visionattn_kernels.benchmark import interleaved, peak_memory
 from visionattn_kernels.testing import evaluate
@@ -16,7 +16,9 @@ NOISE = 0.7
 TARGET = 0.97
 
 
-@pytest.mark.parametrize("case", SHAPES["linear_attention"], ids=str)
+@pytest.mark.parametrize(
+    "case", SHAPES["linear_attention"] + SHAPES["flow_attention"], ids=lambda case: f"{case.op} {case}"
+)
 def test_as_fast_as_the_families_code_and_smaller(case):
     tensors = case.tensors()
     # One projection makes query, key and value: (B, N, 3, heads, D) of tokens, and MALA (B, 3, heads, D, N) of a map.
@@ -24,7 +26,7 @@ def test_as_fast_as_the_families_code_and_smaller(case):
     stacked = torch.stack([tensors.pop(name).detach() for name in ("query", "key", "value")], 2)
     packed = stacked.permute(order).contiguous().permute(order)
     tensors |= {name: x.requires_grad_() for name, x in zip(("query", "key", "value"), packed.unbind(2), strict=True)}
-    calls = {"ours": linear_attention, "theirs": BASELINES[case.op]}
+    calls = {"ours": OPS[case.op].call, "theirs": BASELINES[case.op]}
     forward = {name: lambda call=call: call(**tensors, **case.settings).detach() for name, call in calls.items()}
     both = {name: lambda call=call: evaluate(call, case, tensors) for name, call in calls.items()}
     for timed in (forward, both):

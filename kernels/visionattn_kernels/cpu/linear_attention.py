@@ -6,17 +6,16 @@ queries and one over keys and values. Features and rotations exist for the token
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from visionattn_kernels.cpu.tokens import grouped, image_groups, put, token_chunks
 from visionattn_kernels.layout import empty_map
 
-# Elements of queries at a time, 1 MiB in float32: with half as many, the products of a single head are up to 25 %
-# slower at 28x28 and 56x56; more do not fit the second-level cache.
-AT_ONCE = 2**18
+# Elements of queries of a group of images. Grouping copies, which pays only for maps of about 7x7.
+GROUPED = 2**17
 
 
 class Rule(NamedTuple):
@@ -35,18 +34,20 @@ def forward(query, key, value, scale, rotary, normalization, feature_map, epsilo
     out = empty_map(value)
     moments = query.new_zeros((batch, heads, dim, value.shape[-1]), dtype=dtype)
     key_mean, value_mean = (x.new_zeros((batch, heads, x.shape[-1]), dtype=dtype) for x in (key, value))
-    turns, rule = _turns(rotary, dtype), Rule(normalization, _column(scale, dtype), epsilon, epsilon / tokens)
-    for q, k, v, o, *means in zip(query, key, value, out, moments, key_mean, value_mean, strict=True):
-        for some in _chunks(query):
+    turns = _turns(rotary, dtype)
+    for images in image_groups(query, GROUPED):
+        q, k, v, *means = grouped(images, query, key, value, moments, key_mean, value_mean)
+        rule = _rule(normalization, scale, epsilon, q, dtype)
+        for some in token_chunks(q):
             features, values = _features(k[:, some], feature_map, dtype), v[:, some].to(dtype)
             means[0].baddbmm_(_turn(features, turns, some).transpose(1, 2), values)
             means[1].add_(features.sum(1))
             means[2].add_(values.sum(1))
         for mean in means:
             mean /= tokens
-        for some in _chunks(query):
+        for some in token_chunks(q):
             features = _features(q[:, some], feature_map, dtype)
-            o[:, some] = _apply(features, _turn(features, turns, some), means, rule)
+            put(out[images], some, _apply(features, _turn(features, turns, some), means, rule))
     return out, moments, key_mean, value_mean
 
 
@@ -56,28 +57,37 @@ def backward(
     """Closed form: the gradients of the means come out of the queries' pass and go into the keys' pass."""
     tokens, dtype = query.shape[2], moments.dtype
     gradients = tuple(empty_map(x) for x in (query, key, value))
-    grad_scale = torch.zeros_like(scale, dtype=dtype)
-    turns, rule = _turns(rotary, dtype), Rule(normalization, _column(scale, dtype), epsilon, epsilon / tokens)
-    maps = grad, query, key, value, *gradients, moments, key_mean, value_mean
-    for g, q, k, v, grad_q, grad_k, grad_v, *means in zip(*maps, strict=True):
+    grad_scale, turns = moments.new_zeros(moments.shape[:2]), _turns(rotary, dtype)
+    for images in image_groups(query, GROUPED):
+        g, q, k, v, by_scale, *means = grouped(
+            images, grad, query, key, value, grad_scale, moments, key_mean, value_mean
+        )
+        grad_q, grad_k, grad_v = (x[images] for x in gradients)
         grad_means = [torch.zeros_like(mean) for mean in means]
-        for some in _chunks(query):
+        rule = _rule(normalization, scale, epsilon, q, dtype)
+        for some in token_chunks(q):
             features = _features(q[:, some], feature_map, dtype)
             grad_turned, grad_features = _apply_backward(
-                g[:, some].to(dtype), features, _turn(features, turns, some), means, grad_means, grad_scale, rule
+                g[:, some].to(dtype), features, _turn(features, turns, some), means, grad_means, by_scale, rule
             )
             grad_features = _turn(grad_turned, turns, some, back=True) + grad_features
-            grad_q[:, some] = _times_slope(grad_features, features, feature_map)
+            put(grad_q, some, _times_slope(grad_features, features, feature_map))
         for mean in grad_means:
             mean /= tokens
-        for some in _chunks(query):
+        for some in token_chunks(q):
             features, values = _features(k[:, some], feature_map, dtype), v[:, some].to(dtype)
             grad_features = _turn(values @ grad_means[0].transpose(1, 2), turns, some, back=True)
             grad_features += grad_means[1].unsqueeze(1)
-            grad_k[:, some] = _times_slope(grad_features, features, feature_map)
+            put(grad_k, some, _times_slope(grad_features, features, feature_map))
             turned = _turn(features, turns, some)
-            grad_v[:, some] = torch.baddbmm(grad_means[2].unsqueeze(1), turned, grad_means[0])
-    return *gradients, grad_scale.to(scale.dtype)
+            put(grad_v, some, torch.baddbmm(grad_means[2].unsqueeze(1), turned, grad_means[0]))
+    return *gradients, grad_scale.sum(0).to(scale.dtype)
+
+
+def _rule(normalization: str, scale: Tensor, epsilon: float, query: Tensor, dtype: torch.dtype) -> Rule:
+    """The rule for all heads of some images, whose queries are (heads of all images, N, D)."""
+    heads, tokens = query.shape[:2]
+    return Rule(normalization, scale.to(dtype).repeat(heads // len(scale))[:, None, None], epsilon, epsilon / tokens)
 
 
 def _apply(features: Tensor, turned: Tensor, means: list[Tensor], rule: Rule) -> Tensor:
@@ -143,18 +153,6 @@ def _products(features: Tensor, turned: Tensor, means: list[Tensor]) -> tuple[Te
         return turned @ moments, features @ key_mean
     y, z = (features @ torch.cat([moments, key_mean], -1)).split([moments.shape[-1], 1], -1)
     return y, z
-
-
-def _column(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """(heads,) as (heads, 1, 1)."""
-    return scale.to(dtype)[:, None, None]
-
-
-def _chunks(query: Tensor) -> Iterator[slice]:
-    """Split the tokens of an image so that `AT_ONCE` holds."""
-    _, heads, tokens, dim = query.shape
-    step = max(1, AT_ONCE // (heads * dim))
-    return (slice(first, first + step) for first in range(0, tokens, step))
 
 
 def _features(x: Tensor, feature_map: str, dtype: torch.dtype) -> Tensor:

@@ -32,3 +32,20 @@ def check_shape(name: str, tensor: Tensor, axes: str, wanted: Sequence[int]) -> 
     """Raise ValueError unless `tensor` has the shape `wanted`, whose axes `axes` names."""
     if tuple(tensor.shape) != tuple(wanted):
         raise ValueError(f"{name} must be {axes} = {tuple(wanted)}, got {tuple(tensor.shape)}")
+
+
+def check_tokens(query: Tensor, key: Tensor, value: Tensor) -> None:
+    """Raise ValueError unless query and key are (B, heads, N, D), value is (B, heads, N, E), and there is a token."""
+    check_rank("query", query, "(B, heads, N, D)")
+    check_rank("value", value, "(B, heads, N, E)")
+    check_shape("key", key, "query's shape", query.shape)
+    check_shape("value", value, "query's shape but for the last axis", (*query.shape[:3], value.shape[-1]))
+    check_kind(query=query, key=key, value=value)
+    if query.shape[2] < 1:
+        raise ValueError(f"query must have at least one token, got {tuple(query.shape)}")
+
+
+def check_epsilon(epsilon: float) -> None:
+    """Raise ValueError unless `epsilon` is positive."""
+    if not epsilon > 0:
+        raise ValueError(f"epsilon must be positive, got {epsilon}")

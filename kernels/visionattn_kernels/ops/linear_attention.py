@@ -28,7 +28,7 @@ from torch import Tensor
 from visionattn_kernels.cpu import linear_attention as cpu
 from visionattn_kernels.layout import empty_map
 from visionattn_kernels.op import Operator, define, no_autocast, register
-from visionattn_kernels.ops.checks import check_kind, check_rank, check_shape
+from visionattn_kernels.ops.checks import check_epsilon, check_shape, check_tokens
 
 NORMALIZATIONS = ("division", "subtraction", "magnitude")
 FEATURE_MAPS = ("identity", "relu", "elu_plus_one")
@@ -109,8 +109,7 @@ def linear_attention(
             f"normalization must be one of {NORMALIZATIONS} and feature_map one of {FEATURE_MAPS}, "
             f"got {normalization!r} and {feature_map!r}"
         )
-    if not epsilon > 0:
-        raise ValueError(f"epsilon must be positive, got {epsilon}")
+    check_epsilon(epsilon)
     _check(query, key, value, normalization, scale, rotary)
     if torch.compiler.is_exporting():
         return reference(query, key, value, normalization, feature_map, scale, rotary, epsilon)
@@ -129,13 +128,7 @@ def _check(
     rotary: Tensor | None,
 ) -> None:
     """Raise ValueError where the tensors do not fit together."""
-    check_rank("query", query, "(B, heads, N, D)")
-    check_rank("value", value, "(B, heads, N, E)")
-    check_shape("key", key, "query's shape", query.shape)
-    check_shape("value", value, "query's shape but for the last axis", (*query.shape[:3], value.shape[-1]))
-    check_kind(query=query, key=key, value=value)
-    if query.shape[2] < 1:
-        raise ValueError(f"query must have at least one token, got {tuple(query.shape)}")
+    check_tokens(query, key, value)
     for name, tensor in (("scale", scale), ("rotary", rotary)):
         if isinstance(tensor, Tensor) and (not tensor.is_floating_point() or tensor.device != query.device):
             raise ValueError(f"{name} must be floating point on {query.device}, got {tensor.dtype} on {tensor.device}")
