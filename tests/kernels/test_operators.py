@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+import torch._inductor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -133,36 +135,61 @@ WITHOUT_US = """
 import sys
 sys.modules["visionattn_kernels"] = sys.modules["visionattn"] = None
 import torch
-for name in sys.argv[1:]:
+for name in sys.argv[2:]:
     inputs = torch.load(name + ".inputs.pt")
-    program = torch.export.load(name + ".pt2").module()
+    program = eval(sys.argv[1], {"torch": torch, "path": name + ".pt2"})
     torch.save([program(tensors) for tensors in inputs], name + ".outputs.pt")
 """
 
 
+def export(op: str) -> tuple[torch.export.ExportedProgram, list[dict[str, torch.Tensor]]]:
+    """The program of an operator for any size, and inputs of two sizes."""
+    case = CASES[op][1]
+    inputs = [{n: x.detach() for n, x in sized.tensors().items()} for sized in (case, RESIZED[op])]
+    sizes = {
+        n: {axis: Dim.DYNAMIC for axis in range(x.ndim) if x.shape[axis] != inputs[1][n].shape[axis]}
+        for n, x in inputs[0].items()
+    }
+    return torch.export.export(Call(case), (inputs[0],), dynamic_shapes=(sizes,)), inputs
+
+
+def run_without_us(folder: Path, load: str, ops: list[str]) -> dict[str, list[torch.Tensor]]:
+    """Outputs of the programs in `folder`, loaded by `load` in a process where our packages do not import."""
+    command = [sys.executable, "-W", "error", "-c", WITHOUT_US, load, *ops]
+    subprocess.run(command, cwd=folder, check=True, timeout=300)
+    return {op: torch.load(folder / f"{op}.outputs.pt") for op in ops}
+
+
+def assert_within_budget(op: str, outputs: list[torch.Tensor]) -> None:
+    for sized, out in zip((CASES[op][1], RESIZED[op]), outputs, strict=True):
+        tensors = sized.tensors()
+        want = evaluate(OPS[op].reference, sized, widened(tensors))
+        assert relative_error(out, want["out"]) <= error_budget(sized, tensors, want, OPS[op].reference)["out"]
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """Outputs of every operator's exported program, run without our packages at the size of export and at another."""
+    """Outputs of every operator's exported program."""
     folder = tmp_path_factory.mktemp("exported")
-    for op, cases in CASES.items():
-        inputs = [{n: x.detach() for n, x in case.tensors().items()} for case in (cases[1], RESIZED[op])]
-        sizes = {
-            n: {axis: Dim.DYNAMIC for axis in range(x.ndim) if x.shape[axis] != inputs[1][n].shape[axis]}
-            for n, x in inputs[0].items()
-        }
-        program = torch.export.export(Call(cases[1]), (inputs[0],), dynamic_shapes=(sizes,))
+    for op in CASES:
+        program, inputs = export(op)
         torch.export.save(program, folder / f"{op}.pt2")
         torch.save(inputs, folder / f"{op}.inputs.pt")
-    subprocess.run([sys.executable, "-W", "error", "-c", WITHOUT_US, *CASES], cwd=folder, check=True, timeout=300)
-    return {op: torch.load(folder / f"{op}.outputs.pt") for op in CASES}
+    return run_without_us(folder, "torch.export.load(path).module()", list(CASES))
 
 
-@pytest.mark.parametrize("case", FIRST)
-def test_an_exported_program_runs_without_our_packages_at_any_size(case, exported):
-    for sized, out in zip((case, RESIZED[case.op]), exported[case.op], strict=True):
-        tensors = sized.tensors()
-        want = evaluate(OPS[case.op].reference, sized, widened(tensors))
-        assert relative_error(out, want["out"]) <= error_budget(sized, tensors, want, OPS[case.op].reference)["out"]
+@pytest.mark.parametrize("op", CASES)
+def test_an_exported_program_runs_without_our_packages_at_any_size(op, exported):
+    assert_within_budget(op, exported[op])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", CASES)
+def test_a_program_compiled_ahead_of_time_runs_without_our_packages_at_any_size(op, tmp_path):
+    program, inputs = export(op)
+    torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / f"{op}.pt2"))
+    torch.save(inputs, tmp_path / f"{op}.inputs.pt")
+    assert_within_budget(op, run_without_us(tmp_path, "torch._inductor.aoti_load_package(path)", [op])[op])
 
 
 @pytest.mark.parametrize("device", ["meta", "cuda"])
