@@ -104,6 +104,14 @@ def test_gradcheck_passes_in_float64(case):
 
 
 @pytest.mark.parametrize("case", FIRST)
+def test_autocast_changes_nothing_in_what_is_exported(case, monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    want = call(case)(**case.tensors(), **case.settings)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(call(case)(**case.tensors(), **case.settings), want)
+
+
+@pytest.mark.parametrize("case", FIRST)
 def test_autocast_changes_nothing_inside_an_operator(case):
     want = evaluate(call(case), case, case.tensors())
     with torch.autocast("cpu", torch.bfloat16):

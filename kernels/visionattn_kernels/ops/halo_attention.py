@@ -22,7 +22,7 @@ from torch import Tensor
 
 from visionattn_kernels.cpu import halo_attention as cpu
 from visionattn_kernels.layout import empty_map
-from visionattn_kernels.op import Operator, define, register
+from visionattn_kernels.op import Operator, define, no_autocast, register
 from visionattn_kernels.ops.checks import check_kind, check_rank, check_shape
 from visionattn_kernels.ops.windows import relative_entries
 
@@ -100,7 +100,8 @@ def halo_attention(
     check_kind(query=query, key=key, value=value, height_rel=height_rel, width_rel=width_rel)
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     if torch.compiler.is_exporting():
-        return reference(query, key, value, height_rel, width_rel, block_size, halo_size, stride, scale)
+        with no_autocast(query.device.type):
+            return reference(query, key, value, height_rel, width_rel, block_size, halo_size, stride, scale)
     return _forward(query, key, value, height_rel, width_rel, block_size, halo_size, stride, scale)[0]
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from visionattn_kernels.cpu import neighborhood_aggregate as cpu
 from visionattn_kernels.layout import empty_map
-from visionattn_kernels.op import Operator, define, register
+from visionattn_kernels.op import Operator, define, no_autocast, register
 from visionattn_kernels.ops.checks import check_kind, check_rank, check_shape
 from visionattn_kernels.ops.windows import check_windows, join_blocks, pair, take_blocks, window_blocks, window_offsets
 
@@ -86,7 +86,8 @@ def neighborhood_aggregate(
     check_shape("weights", weights, "(B, heads, H, W, K²)", wanted)
     check_kind(weights=weights, value=value)
     if torch.compiler.is_exporting():
-        return decomposition(weights, value, kernel_size, dilation)
+        with no_autocast(weights.device.type):
+            return decomposition(weights, value, kernel_size, dilation)
     return _forward(weights, value, kernel_size, dilation)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from visionattn_kernels.cpu import neighborhood_attention as cpu
 from visionattn_kernels.layout import empty_map
-from visionattn_kernels.op import Operator, define, register
+from visionattn_kernels.op import Operator, define, no_autocast, register
 from visionattn_kernels.ops.checks import check_kind, check_rank, check_shape
 from visionattn_kernels.ops.windows import (
     Pair,
@@ -118,7 +118,8 @@ def neighborhood_attention(
     _check(query, key, value, kernel_size, stride, dilation, bias)
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     if torch.compiler.is_exporting():
-        return decomposition(query, key, value, kernel_size, stride, dilation, bias, scale)
+        with no_autocast(query.device.type):
+            return decomposition(query, key, value, kernel_size, stride, dilation, bias, scale)
     return _forward(query, key, value, bias, kernel_size, stride, dilation, scale)[0]
 
 

@@ -75,7 +75,8 @@ def routed_attention(query: Tensor, key: Tensor, value: Tensor, routes: Tensor, 
     check_shape("routes", routes, "(B, R, K)", (query.shape[0], query.shape[2], routes.shape[2]))
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     if torch.compiler.is_exporting():
-        return decomposition(query, key, value, routes, scale)
+        with no_autocast(query.device.type):
+            return decomposition(query, key, value, routes, scale)
     return _forward(query, key, value, routes, scale)[0]
 
 
