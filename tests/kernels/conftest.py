@@ -1,7 +1,13 @@
 """What the tests of operators share."""
 
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
 import pytest
 import torch
+
+from visionattn_kernels.benchmark import Comparison, compare
+from visionattn_kernels.testing import Case
 
 
 @pytest.fixture
@@ -11,3 +17,18 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def compare_alone():
+    """`benchmark.compare` on one thread in a process of its own, as `tools/benchmark.py op` measures.
+
+    In a process that has run other tests, memory that the allocator kept saves a baseline most of its page faults.
+    """
+
+    def run(case: Case, rounds: int = 7) -> Comparison:
+        one = ProcessPoolExecutor(1, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,))
+        with one as pool:
+            return pool.submit(compare, case, rounds).result()
+
+    return run

@@ -2,10 +2,9 @@
 
 import pytest
 
-from visionattn_kernels.benchmark import compare
 from visionattn_kernels.testing import aggregate
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = pytest.mark.slow
 
 NOISE = 0.7
 
@@ -18,8 +17,8 @@ TARGETS = [
 
 
 @pytest.mark.parametrize(("case", "forward", "both"), TARGETS, ids=str)
-def test_faster_and_smaller_than_the_gather(case, forward, both):
-    measured = compare(case)
+def test_faster_and_smaller_than_the_gather(compare_alone, case, forward, both):
+    measured = compare_alone(case)
     assert measured.forward_ratio >= NOISE * forward
     assert measured.both_ratio >= NOISE * both
     assert measured.memory <= measured.baseline_memory

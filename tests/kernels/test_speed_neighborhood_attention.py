@@ -1,9 +1,7 @@
 """Neighborhood attention on the CPU is as fast and as small as it should be, with three tenths to spare for noise."""
 
 import pytest
-import torch
 
-from visionattn_kernels.benchmark import compare
 from visionattn_kernels.testing import neighborhood
 
 pytestmark = pytest.mark.slow
@@ -22,21 +20,13 @@ TARGETS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize(("case", "forward", "both"), TARGETS, ids=lambda value: str(value))
-def test_faster_than_the_gather(case, forward, both):
-    measured = compare(case)
+def test_faster_than_the_gather(compare_alone, case, forward, both):
+    measured = compare_alone(case)
     assert measured.forward_ratio >= NOISE * forward
     assert both is None or measured.both_ratio >= NOISE * both
 
 
-def test_memory_is_at_most_a_fifth_of_the_gathers():
-    measured = compare(neighborhood(1, 2, 128, 160, 32, kernel_size=7, bias=True), rounds=1)
+def test_memory_is_at_most_a_fifth_of_the_gathers(compare_alone):
+    measured = compare_alone(neighborhood(1, 2, 128, 160, 32, kernel_size=7, bias=True), rounds=1)
     assert measured.memory <= measured.baseline_memory / 5
