@@ -5,6 +5,7 @@ from multiprocessing import get_context
 
 import pytest
 import torch
+import triton_worker
 
 from visionattn_kernels.benchmark import Comparison, compare
 from visionattn_kernels.testing import Case
@@ -32,3 +33,10 @@ def compare_alone():
             return pool.submit(compare, case, rounds).result()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def interpreter():
+    """Processes whose kernels run in the interpreter: the environment decides that before Triton is imported."""
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=triton_worker.interpret) as pool:
+        yield pool

@@ -4,12 +4,12 @@ import torch
 
 
 def heaviest_entries(dtype: torch.dtype, dim: int) -> list:
-    """Entries of every kernel for `dtype` and `dim`, of each module's last variant, the one that does the most."""
+    """Entries of every kernel for `dtype` and `dim`, of each operator's last variant, the one that does the most."""
     from visionattn_kernels.triton.evidence.inspect import entries
 
     found = list(entries((dtype,), (dim,)))
-    last = {entry.module: entry.variant for entry in found}
-    return [entry for entry in found if entry.variant == last[entry.module]]
+    last = {entry.operator: entry.variant for entry in found}
+    return [entry for entry in found if entry.variant == last[entry.operator]]
 
 
 def inspected(entry, chip: str) -> tuple[str, list[str]]:

@@ -8,9 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from visionattn_kernels import OPS, neighborhood_attention
-from visionattn_kernels.ops.windows import window_start
-from visionattn_kernels.testing import SHARED, Case, error_budget, evaluate, neighborhood, relative_error, widened
+from visionattn_kernels import OPS
+from visionattn_kernels.testing import BUDGET_FACTOR, SHARED, Case, error_budget, evaluate, relative_error, widened
 
 
 def interpret() -> None:
@@ -31,10 +30,10 @@ def shuffled(programs: int) -> list[int]:
 
 
 def guarded(x: Tensor) -> Tensor:
-    """The same numbers with NaN around, so that a stray read shows: between the rows of a map, about other tensors."""
+    """The same numbers with NaN around, so that a stray read shows: between rows of an image, about what is shared."""
     if not x.is_floating_point():
         return x
-    axes = x.ndim if x.ndim == 5 else 1
+    axes = x.ndim if x.ndim >= 4 else 1
     memory = x.new_full([size + 2 for size in x.shape[:axes]] + list(x.shape[axes:]), float("nan"))
     inner = memory[(slice(1, -1),) * axes]
     inner.copy_(x.detach())
@@ -75,92 +74,52 @@ def check_kernels(case: Case, dtype: torch.dtype) -> None:
         assert error <= budget, f"{dtype}: error of {name} is {error:.2e}, budget {budget:.2e}"
 
 
-def check_expanded_gradient() -> None:
+def check_expanded_gradient(case: Case) -> None:
     """`out.sum().backward()` gives the kernels a gradient whose strides are all 0."""
-    case = neighborhood(1, 1, 9, 10, 16, kernel_size=3, bias=True)
+    operator, tensors = OPS[case.op], case.tensors()
+    trainable = [name for name, x in tensors.items() if x.requires_grad]
+    exact, plain, got = (
+        torch.autograd.grad(call(**x, **case.settings).sum(), [x[name] for name in trainable])
+        for call, x in (
+            (operator.reference, widened(tensors)),
+            (operator.reference, tensors),
+            (operator.call, {name: guarded(x) for name, x in tensors.items()}),
+        )
+    )
+    for name, *results in zip(trainable, exact, plain, got, strict=True):
+        want, reference, result = results
+        budget = BUDGET_FACTOR * max(torch.finfo(torch.float32).eps, relative_error(reference, want))
+        error = relative_error(result, want)
+        assert error <= budget, f"error of the gradient of {name} is {error:.2e}, budget {budget:.2e}"
+
+
+def check_empty_batch(case: Case) -> None:
+    """No images: empty results, and the gradients of what all images share are zero."""
     tensors = case.tensors()
-    grads = torch.autograd.grad(neighborhood_attention(**tensors, **case.settings).sum(), list(tensors.values()))
-    exact = widened(tensors)
-    wanted = torch.autograd.grad(OPS[case.op].reference(**exact, **case.settings).sum(), list(exact.values()))
-    for name, got, want in zip(tensors, grads, wanted, strict=True):
-        # Weights sum to one, so the gradients of scores cancel: only rounding is left, and its scale is that of value.
-        assert (got - want).abs().max() < 1e-5 * wanted[2].abs().max(), name
-
-
-def check_shifted_bias() -> None:
-    """A constant added to the bias changes nothing, though its exponential overflows, within and beyond the map."""
-    case = neighborhood(1, 1, 9, 10, 16, kernel_size=3, bias=True)
-    tensors = case.tensors()
-    shift = 200.0
-    shifted = {**tensors, "bias": (tensors["bias"].detach() + shift).requires_grad_()}
-    want, got = (evaluate(neighborhood_attention, case, x) for x in (tensors, shifted))
-    for name in want:
-        # Scores are rounded at the size of the shift, weights therefore by as much, relatively.
-        assert relative_error(got[name], want[name]) < 4 * shift * torch.finfo(torch.float32).eps, name
-
-
-def check_empty_batch() -> None:
-    """No images: empty results, and the gradient of the bias is zero."""
-    query = torch.zeros(0, 2, 9, 9, 16, requires_grad=True)
-    bias = torch.zeros(2, 5, 5, requires_grad=True)
-    out = neighborhood_attention(query, query, query, kernel_size=3, bias=bias)
+    shared = {name: x for name, x in tensors.items() if name in SHARED}
+    images = {name: x[:0].detach().requires_grad_(x.requires_grad) for name, x in tensors.items() if name not in SHARED}
+    out = OPS[case.op].call(**images, **shared, **case.settings)
+    assert out.numel() == 0
     out.sum().backward()
-    assert out.shape == query.shape
-    assert torch.equal(bias.grad, torch.zeros_like(bias))
+    for name, x in {**images, **shared}.items():
+        if x.requires_grad:
+            assert torch.equal(x.grad, torch.zeros_like(x)), name
 
 
-def check_first_query() -> None:
-    """`first_query` of the kernels against the window rule of `ops/windows.py`, all starts of many axes."""
-    from triton_probes import first_query_kernel
-
-    starts = torch.arange(-24, 40, dtype=torch.int32)
-    for size in (1, 2, 3, 4, 7, 10):
-        for stride in range(1, size + 1):
-            for members in {size, size + 1, 2 * size, 3 * size + 2}:
-                got = torch.empty_like(starts)
-                first_query_kernel[(1,)](starts, got, members, COUNT=len(starts), KERNEL=size, STRIDE=stride)
-                of_places = window_start(torch.arange(members), members, size, stride)
-                want = (of_places < starts[:, None]).sum(1, dtype=torch.int32)
-                assert torch.equal(got, want), f"K = {size}, stride {stride}, {members} members"
-
-
-def check_large_offsets() -> None:
-    """Offsets of members, and of maps, where 32 bits are not enough; no memory is read."""
-    from triton_probes import member_offset_kernel
-
-    got = torch.empty(4, dtype=torch.int64)
-    plane, strides = (5, 3, 1, 2, 4, 8), (2**31 + 1, 2**30, 2**29, 2**28, 1)
-    member_offset_kernel[(1,)](torch.empty(1), got, plane, strides, COUNT=4)
-    index = torch.arange(4)
-    maps = 5 * (2**31 + 1) + 3 * 2**30
-    assert torch.equal(got, maps + (1 + 4 * index) * 2**29 + (2 + 8 * 2 * index) * 2**28)
-
-
-def check_counts() -> None:
-    """Bytes that the forward loads and stores, counted, against the sum over tiles of what their windows reach."""
+def counts_of(case: Case) -> tuple[int, int, int]:
+    """Bytes loaded, bytes stored and flops of the forward on `case` in float32."""
     from visionattn_kernels.triton.evidence.interpret import counting
 
-    case = neighborhood(1, 2, 17, 21, 16, kernel_size=(5, 3), dilation=(1, 2))
     tensors = {name: x.detach() for name, x in case.tensors().items()}
     with counting() as counts:
-        neighborhood_attention(**tensors, **case.settings)
-
-    def reach(members: int, kernel: int) -> int:
-        start = window_start(torch.arange(members), members, kernel, 1).tolist()
-        return sum(start[min(first + 8, members) - 1] + kernel - start[first] for first in range(0, members, 8))
-
-    keys = 2 * reach(17, 5) * (reach(11, 3) + reach(10, 3))
-    positions = 2 * 17 * 21
-    assert counts.loaded == 4 * 16 * (positions + 2 * keys)
-    assert counts.stored == 4 * (16 * positions + positions)
-    assert counts.flops >= 2 * 2 * 16 * 5 * 3 * positions
+        OPS[case.op].call(**tensors, **case.settings)
+    return counts.loaded, counts.stored, counts.flops
 
 
-def error_of(dtype: torch.dtype = torch.float32, dim: int = 16, scale: float = 1.0) -> str:
-    """Message of the ValueError that such a call raises."""
-    query = torch.zeros(1, 1, 5, 5, dim, dtype=dtype)
+def error_of(case: Case, dtype: torch.dtype = torch.float32) -> str:
+    """Message of the ValueError that `case` raises."""
     try:
-        neighborhood_attention(query, query, query, kernel_size=3, bias=query.new_zeros(1, 5, 5), scale=scale)
+        OPS[case.op].call(**case.tensors(dtype), **case.settings)
     except ValueError as error:
         return str(error)
     raise AssertionError("no error")

@@ -1,8 +1,8 @@
 """What a kernel takes of a chip, found by compiling it ahead of time: no GPU and no driver needed.
 
-Arguments are specialised exactly as at a launch (alignment, values of 1, `None`), so what is inspected is what runs. A
-launcher module takes part by its name in `MODULES` and by a function `examples(dtype, dim, device)`, which gives the
-launches of a call, forward and backward, by variant.
+Arguments are specialised exactly as at a launch (alignment, values of 1, `None`), so what is inspected is what runs.
+Every operator with kernels takes part by a function `examples(dtype, dim, device)` in its launcher module, which gives
+the launches of a call, forward and backward, by variant.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
+from visionattn_kernels.triton.evidence import OPERATORS
 from visionattn_kernels.triton.launch import Launch
 
-MODULES = ("neighborhood_attention",)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 DIMS = (16, 32, 64, 128)
 
@@ -61,15 +61,15 @@ class Entry:
     """One kernel as one entry of its table of tiles launches it; a name that can be sent to another process.
 
     Attributes:
-        module: Name in `MODULES`.
-        variant: Key of the module's `examples`.
+        operator: Its name.
+        variant: Key of the launcher module's `examples`.
         number: Place among the variant's launches.
         kernel: Name of the kernel, for tables.
         dtype: Of the tensors.
         dim: Channels a head.
     """
 
-    module: str
+    operator: str
     variant: str
     number: int
     kernel: str
@@ -83,7 +83,7 @@ class Entry:
 
     def launch(self) -> Launch:
         """The launch itself, on meta tensors."""
-        return _examples(self.module, self.dtype, self.dim)[self.variant][self.number]
+        return examples(self.operator, self.dtype, self.dim, "meta")[self.variant][self.number]
 
 
 @dataclass(frozen=True)
@@ -114,17 +114,18 @@ class Resources:
 
 
 def entries(dtypes: tuple[torch.dtype, ...] = DTYPES, dims: tuple[int, ...] = DIMS) -> Iterator[Entry]:
-    """Every kernel and variant of every module, for the given dtypes and head dims."""
-    for module in MODULES:
+    """Every kernel and variant of every operator, for the given dtypes and head dims."""
+    for operator in OPERATORS:
         for dtype in dtypes:
             for dim in dims:
-                for variant, launches in _examples(module, dtype, dim).items():
+                for variant, launches in examples(operator, dtype, dim, "meta").items():
                     for number, launch in enumerate(launches):
-                        yield Entry(module, variant, number, launch.kernel.__name__, dtype, dim)
+                        yield Entry(operator, variant, number, launch.kernel.__name__, dtype, dim)
 
 
-def _examples(module: str, dtype: torch.dtype, dim: int) -> dict[str, list[Launch]]:
-    return import_module(f"visionattn_kernels.triton.{module}").examples(dtype, dim, "meta")
+def examples(operator: str, dtype: torch.dtype, dim: int, device: str) -> dict[str, list[Launch]]:
+    """`examples` of the operator's launcher module."""
+    return import_module(f"visionattn_kernels.triton.{operator}").examples(dtype, dim, device)
 
 
 def inspect(entry: Entry, chip: str) -> Resources:

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import date
-from importlib import import_module
 from multiprocessing import get_context
 
 import torch
 import triton
 from torch import Tensor
 
-from visionattn_kernels.triton.evidence.inspect import CHIPS, MODULES, Entry, Resources, entries, faults, inspect
+from visionattn_kernels.triton.evidence import OPERATORS
+from visionattn_kernels.triton.evidence.inspect import CHIPS, Entry, Resources, entries, examples, faults, inspect
 from visionattn_kernels.triton.evidence.interpret import counting
 from visionattn_kernels.triton.evidence.readme import source_hash
 from visionattn_kernels.triton.launch import Launch, run
@@ -64,9 +64,8 @@ def traffic_table() -> str:
     """
     titles = ("kernel", "loaded + stored", "every tensor once", "ratio", "flops", "least flops", "ratio")
     lines = [table_line(*titles, *PEAKS), table_line(*["---"] * (len(titles) + len(PEAKS)))]
-    for module in MODULES:
-        examples = import_module(f"visionattn_kernels.triton.{module}").examples(torch.float16, 32, "cpu")
-        for variant, launches in examples.items():
+    for operator in OPERATORS:
+        for variant, launches in examples(operator, torch.float16, 32, "cpu").items():
             lines += [_traffic_line(launch, variant) for launch in launches]
     return "\n".join(lines)
 

@@ -1,0 +1,18 @@
+"""Cases for the kernels alone: what the cases of all operators leave out, because on the CPU it makes no difference."""
+
+from visionattn_kernels.testing import CASES, Case, neighborhood
+from visionattn_kernels.triton.evidence import OPERATORS
+
+TARGETED: dict[str, list[Case]] = {
+    "neighborhood_attention": [
+        neighborhood(1, 1, 12, 9, 128, kernel_size=5, bias=True),
+        neighborhood(1, 1, 9, 11, 104, kernel_size=(3, 4)),
+        neighborhood(1, 2, 9, 17, 64, kernel_size=(9, 2), bias=True),
+        neighborhood(1, 1, 18, 10, 32, kernel_size=(6, 5), stride=(6, 4), dilation=(3, 1), bias=True),
+        neighborhood(1, 1, 5, 17, 16, kernel_size=(1, 17), bias=True, scale=-0.5),
+        neighborhood(1, 1, 19, 1, 16, kernel_size=(2, 1), dilation=(9, 1), bias=True),
+    ],
+}
+
+# What runs in the interpreter: every operator with kernels.
+INTERPRETED = [case for operator in OPERATORS for case in CASES[operator] + TARGETED[operator]]
