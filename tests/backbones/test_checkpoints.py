@@ -10,8 +10,8 @@ from zoo import TINY
 
 
 def stage_block(stage: int) -> str:
-    """How the names of a stage's first block begin; timm's MobileNets call the list of their stages `blocks`."""
-    return rf"(stages\.{stage}\.blocks|blocks\.{stage})\.0\."
+    """How the names of a stage's first block begin; timm has `blocks` for stages, or stages that are lists."""
+    return rf"(stages\.{stage}(\.blocks)?|blocks\.{stage})\.0\."
 
 
 def create(name: str, state_dict: dict):
