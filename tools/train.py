@@ -1,6 +1,6 @@
 """Trains an image classifier as a configuration says.
 
-python tools/train.py CONFIG [key=value ...]
+python tools/train.py CONFIG [key=value ...] [--dry-run]
 
 $ python tools/train.py configs/train/quickstart.yaml
 nat_mini, 0.47 M parameters, on cpu
@@ -12,6 +12,7 @@ epoch  1/10  loss 1.703  top-1 49.90 % | validation loss 0.762  top-1 79.20 %, a
 epoch 10/10  loss 0.624  top-1 96.77 % | validation loss 0.163  top-1 97.80 %, averaged 97.90 % | 168 images/s
 best: 97.90 % in epoch 10, saved in output/quickstart/best; 10 epochs took 211 s
 
+`--dry-run` takes one batch forward and backward, prints what it found, and writes nothing.
 Keys and their defaults: visionattn/training/config.py. An interrupted run goes on with resume=true.
 """
 
@@ -20,7 +21,8 @@ import sys
 from collections.abc import Sequence
 
 from visionattn.training.config import load_config
-from visionattn.training.loop import train
+from visionattn.training.loop import Run, train
+from visionattn.training.preflight import preflight
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,9 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="YAML file, such as configs/train/quickstart.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as schedule.epochs=3")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("--dry-run", action="store_true", help="try one batch, print what it shows, write nothing")
+    arguments = parser.parse_intermixed_args(argv)
     try:
-        train(load_config(arguments.config, arguments.overrides))
+        config = load_config(arguments.config, arguments.overrides)
+        if arguments.dry_run:
+            print(*preflight(Run(config)).lines(), sep="\n")
+        else:
+            train(config)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -248,7 +248,7 @@ def test_autocast_trains_in_bfloat16_and_keeps_float32_weights(configure):
 
 
 def test_a_loss_that_is_no_number_stops_before_it_is_saved(configure):
-    with pytest.raises(ValueError, match="training loss is nan in epoch 1"):
+    with pytest.raises(ValueError, match=r"training loss is (nan|inf) in batch \d of epoch [12]"):
         train(configure("optimizer.lr=1e30"))
     assert not RunFolder(configure().output).last.exists()
 

@@ -23,12 +23,18 @@ class ModelConfig:
         pretrained: start from the weights that timm's registry names for the model.
         weights: start from this checkpoint file instead; the model's own filter reads it.
         kwargs: further arguments of the model (`drop_path_rate`, `dims`, ...).
+        grad_checkpointing: compute activations a second time in the backward instead of keeping them.
+        channels_last: keep convolution weights and images channels last in memory.
+        compile: run the model through `torch.compile`.
     """
 
     name: str = MISSING
     pretrained: bool = False
     weights: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
+    grad_checkpointing: bool = False
+    channels_last: bool = False
+    compile: bool = False
 
 
 @dataclass

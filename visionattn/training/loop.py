@@ -34,6 +34,7 @@ from visionattn.training.data import (
     val_loader,
 )
 from visionattn.training.folder import RunFolder, replacing
+from visionattn.training.guard import check_loss
 from visionattn.training.model import build_model
 from visionattn.training.optimisation import build_ema, build_loss, build_optimizer, build_schedule
 from visionattn.training.report import Report, score
@@ -69,7 +70,10 @@ class Run:
             check_pictures(self.train)
             check_pictures(self.val)
 
-        model.to(self.accelerator.device)
+        if config.model.grad_checkpointing:
+            model.set_grad_checkpointing()
+        self.memory_format = torch.channels_last if config.model.channels_last else torch.contiguous_format
+        model.to(self.accelerator.device, memory_format=self.memory_format)
         self.ema = build_ema(model, config)
         self.augment = BatchAugment(config.augment, len(self.class_names), self.accelerator.device)
         self.loss = build_loss(config)
@@ -79,6 +83,9 @@ class Run:
             train_loader(self.train, config.data, config.seed),
             val_loader(self.val, config.data),
         )
+        if config.model.compile:
+            # In place: the names of the weights stay, and what accelerate wrapped stays the same object.
+            self.bare_model.compile()
         self.updates_per_epoch = math.ceil(len(self.train_loader) / config.optimizer.accumulate)
         self.schedule, self.epochs = build_schedule(self.optimizer, config.schedule, self.updates_per_epoch)
         self.updates = 0
@@ -166,11 +173,12 @@ def train_one_epoch(run: Run, epoch: int, on_update: Callable[[Meter], None] = l
     run.train_loader.set_epoch(epoch)
     run.model.train()
     meter = Meter(accelerator)
-    for images, labels in run.train_loader:
-        images, targets = run.augment(images, labels)
+    for number, (images, labels) in enumerate(run.train_loader):
+        images, targets = run.augment(images.contiguous(memory_format=run.memory_format), labels)
         with accelerator.accumulate(run.model):
             logits = run.model(images)
             loss = run.loss(logits, targets)
+            check_loss(loss, run.bare_model, images, f"batch {number + 1} of epoch {epoch + 1}")
             accelerator.backward(loss)
             if clip is not None and accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(run.model.parameters(), clip)
@@ -185,10 +193,6 @@ def train_one_epoch(run: Run, epoch: int, on_update: Callable[[Meter], None] = l
             on_update(meter)
 
     seen = meter.read(everywhere=True)
-    if not math.isfinite(seen["loss"]):
-        raise ValueError(
-            f"the training loss is {seen['loss']} in epoch {epoch + 1}, wanted a number: lower optimizer.lr"
-        )
     return {
         "lr": max(group["lr"] for group in run.optimizer.param_groups),
         "train_loss": seen["loss"],

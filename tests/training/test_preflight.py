@@ -1,0 +1,121 @@
+import math
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import timm
+import torch
+import train as tool
+from training.generated import TINY, write_pictures
+
+from visionattn.training.guard import NotANumberError, check_loss, first_bad
+from visionattn.training.loop import Run, train, train_one_epoch
+from visionattn.training.preflight import preflight
+
+
+def tiny_model():
+    torch.manual_seed(0)
+    return timm.create_model("test_nat", num_classes=3, layer_scale=1.0)
+
+
+# The guard
+
+
+def test_the_guard_names_the_first_module_whose_output_is_no_number():
+    model = tiny_model()
+    culprit = "stages.1.blocks.0.mlp.fc1"
+    model.get_submodule(culprit).register_forward_hook(lambda module, inputs, output: output * float("inf"))
+    assert f"module {culprit} (Linear)" in first_bad(model, torch.randn(1, 3, 32, 32))
+
+
+def test_the_guard_names_a_bad_weight_and_bad_pictures():
+    model = tiny_model()
+    assert "loss itself" in first_bad(model, torch.randn(1, 3, 32, 32))
+    assert "pictures themselves" in first_bad(model, torch.full((1, 3, 32, 32), float("nan")))
+    model.head.fc.weight.data[0, 0] = float("nan")
+    assert "the weight head.fc.weight" in first_bad(model, torch.randn(1, 3, 32, 32))
+
+
+def test_a_bad_loss_names_its_batch_and_a_good_one_passes():
+    images = torch.randn(1, 3, 32, 32)
+    check_loss(torch.tensor(1.0), tiny_model(), images, "batch 3 of epoch 2")
+    with pytest.raises(NotANumberError, match="is inf in batch 3 of epoch 2, wanted a number"):
+        check_loss(torch.tensor(float("inf")), tiny_model(), images, "batch 3 of epoch 2")
+
+
+# Before the training
+
+
+def test_the_preflight_tells_loss_counts_and_idle_parameters_and_writes_nothing(configure, tmp_path):
+    run = Run(configure())
+    run.bare_model.idle = torch.nn.Parameter(torch.zeros(3))
+    before = {name: value.clone() for name, value in run.bare_model.state_dict().items()}
+    found = preflight(run)
+    assert found.without_gradient == ["idle"]
+    assert (found.train_count, found.val_count, found.num_classes, found.class_counts) == (24, 12, 3, (8, 8))
+    assert found.loss == pytest.approx(math.log(3), rel=0.5)
+    assert found.images_per_second > 0
+    assert found.memory > 0
+    assert all(torch.equal(value, before[name]) for name, value in run.bare_model.state_dict().items())
+    assert any("1 parameters get no gradient: idle" in line for line in found.lines())
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_tool_tries_one_batch_and_writes_nothing(tmp_path, capsys):
+    write_pictures(tmp_path / "pictures", per_class=8)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    data = (f"data.root={tmp_path / 'pictures'}", "data.val_fraction=0.25")
+    assert tool.main([str(tmp_path / "tiny.yaml"), "--dry-run", *data, f"output={tmp_path / 'run'}"]) == 0
+    out = capsys.readouterr().out
+    assert "18 pictures to train, 6 to validate, 3 classes of 6 to 6 pictures" in out
+    assert "of a guess 1.099" in out
+    assert not (tmp_path / "run").exists()
+
+
+# Ways to compute the same
+
+
+def weights_of(run: Run) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in run.bare_model.parameters()])
+
+
+@pytest.mark.parametrize("option", ["grad_checkpointing", "channels_last"])
+def test_an_epoch_ends_at_the_same_weights_with_and_without(configure, option):
+    ends = []
+    for value in ("false", "true"):
+        run = Run(configure(f"model.{option}={value}", "optimizer.name=sgd", "optimizer.lr=0.1"))
+        start = weights_of(run)
+        train_one_epoch(run, 0)
+        ends.append(weights_of(run) - start)
+    # As for accumulation: sums of at most 512 terms in another order, three updates that build on each other.
+    assert (ends[0] - ends[1]).norm() < 10 * 512**0.5 * 2**-24 * ends[0].norm()
+
+
+# Killed
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_random_instants_ends_as_if_it_had_not_been(configure, tmp_path):
+    overrides = ("schedule.epochs=6", "ema_decay=0.9", "augment.mixup=0.8", "resume=auto")
+    whole = train(configure(*overrides, f"output={tmp_path / 'whole'}"))
+    command = [sys.executable, tool.__file__, str(tmp_path / "tiny.yaml"), f"data.root={configure().data.root}"]
+    command += [f"output={tmp_path / 'run'}", *overrides]
+    rng, epochs_before, last = np.random.default_rng(0), 0, tmp_path / "run" / "last.pt"
+    for _ in range(4):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        process.stdout.readline()  # the set-up is over
+        process.stdout.readline()
+        time.sleep(rng.uniform(0.0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if last.is_file():
+            epochs = len(torch.load(last, weights_only=True)["history"])
+            assert epochs >= epochs_before
+            epochs_before = epochs
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0
+    found, wanted = torch.load(last, weights_only=True), whole.folder.load_last()
+    assert all(torch.equal(found["model"][name], value) for name, value in wanted["model"].items())
+    assert all(torch.equal(found["ema"][name], value) for name, value in wanted["ema"].items())
