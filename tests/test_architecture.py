@@ -16,7 +16,7 @@ BUDGET = 450
 
 # Packages of each layer, top to bottom; a layer imports itself and what stands below it.
 LAYERS = [
-    ["visionattn.training", "visionattn.openmmlab"],
+    ["visionattn.training", "visionattn.openmmlab", "visionattn.mmcv_ext"],
     ["visionattn.backbones"],
     ["visionattn.layers"],
     ["visionattn_kernels"],

@@ -1,0 +1,16 @@
+"""Everything here has the marker `mm`, and is left alone where OpenMMLab's packages are not installed."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+collect_ignore_glob = [] if find_spec("mmengine") else ["test_*.py"]
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what lies in this folder; warnings of OpenMMLab's packages, which are no longer maintained, are theirs."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.mm)
+            item.add_marker(pytest.mark.filterwarnings("default"))
