@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,11 @@ def rename(state_dict: Mapping[str, Tensor], rules: Sequence[tuple[str, str]]) -
 
 
 def translate(
-    checkpoint: Mapping, model: nn.Module, rules: Sequence[tuple[str, str]], drop: str | None = None
+    checkpoint: Mapping,
+    model: nn.Module,
+    rules: Sequence[tuple[str, str]],
+    drop: str | None = None,
+    adapt: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] | None = None,
 ) -> dict[str, Tensor]:
     """The named tensors of a checkpoint for `model`; one that has our names already passes unchanged.
 
@@ -40,6 +44,7 @@ def translate(
         model: The model that it is for.
         rules: From the authors' names to ours, as in `rename`.
         drop: Regular expression of the authors' names that have no place in ours, such as tables that are computed.
+        adapt: What is done with the renamed tensors before they are compared with the model's, such as resizing tables.
 
     Raises:
         ValueError: The checkpoint does not fit the model.
@@ -48,7 +53,7 @@ def translate(
     if next(iter(model.state_dict())) not in state_dict:
         kept = {name: x for name, x in state_dict.items() if drop is None or not re.search(drop, name)}
         state_dict = rename(kept, rules)
-    return fit(state_dict, model)
+    return fit(state_dict if adapt is None else adapt(state_dict, model), model)
 
 
 def fit(state_dict: dict[str, Tensor], model: nn.Module, free: Sequence[str] = ("head.fc.",)) -> dict[str, Tensor]:

@@ -1,0 +1,132 @@
+"""CSWin Transformer (Dong et al., CVPR 2022, arXiv:2107.00652) as a trunk, and attention in its stripes."""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d
+from timm.models import register_notrace_module
+from torch import Tensor, nn
+
+from visionattn.backbones._linear import LinearTrunk
+from visionattn.layers import DepthwiseConv
+
+RULES = [
+    (r"^stage1_conv_embed\.0\.", "stem.proj."),
+    (r"^stage1_conv_embed\.2\.", "stem.norm."),
+    *((rf"^merge{i}\.conv\.", f"stages.{i}.downsample.proj.") for i in range(1, 4)),
+    *((rf"^merge{i}\.norm\.", f"stages.{i}.downsample.norm.") for i in range(1, 4)),
+    *((rf"^stage{i + 1}\.", f"stages.{i}.blocks.") for i in range(4)),
+    (r"^(stages\.\d\.blocks\.\d+)\.(qkv|proj|attns)\.", r"\1.attn.\2."),
+    (r"^head\.", "head.fc."),
+]
+
+
+class LePE(nn.Module):
+    """The depthwise convolution of the values in one branch, by the authors' name."""
+
+    def __init__(self, dim: int, device=None, dtype=None):
+        super().__init__()
+        self.get_v = DepthwiseConv(dim, 3, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to the same shape."""
+        return self.get_v(x)
+
+
+@register_notrace_module  # the size of the map decides the padding, which fx cannot trace
+class CrossWindowAttention(nn.Module):
+    """Softmax attention within stripes, half of the channels within upright ones and half within level ones.
+
+    The position enters through a depthwise convolution of the values inside each stripe. A map that the stripes do not
+    divide is padded with zeros behind the projection, as in CSWin's own dense models.
+
+    Args:
+        dim: Channels C.
+        num_heads: Heads; even, unless `stripe` is None.
+        stripe: Width of the stripes; None for one window over the whole map.
+        proj_drop: Dropout after the output projection.
+        device: Where the parameters live.
+        dtype: Type of the parameters.
+    """
+
+    def __init__(self, dim: int, num_heads: int, stripe: int | None, proj_drop: float = 0.0, device=None, dtype=None):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        branches = 1 if stripe is None else 2
+        self.stripe = 0 if stripe is None else stripe
+        self.num_heads = num_heads // branches
+        self.qkv = nn.Linear(dim, 3 * dim, **dd)
+        self.attns = nn.ModuleList(LePE(dim // branches, **dd) for _ in range(branches))
+        self.proj = nn.Linear(dim, dim, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to the same shape."""
+        batch, height, width, dim = x.shape
+        qkv = self.qkv(x)
+        stripe = self.stripe
+        if stripe > 0:
+            qkv = F.pad(qkv, (0, 0, 0, -width % stripe, 0, -height % stripe))
+        rows, columns = qkv.shape[1], qkv.shape[2]
+        qkv = qkv.view(batch, rows, columns, 3, dim)
+        parts = []
+        for i, lepe in enumerate(self.attns):
+            some = qkv if stripe == 0 else qkv.chunk(2, -1)[i]
+            sides = [rows, columns] if stripe == 0 else ([rows, stripe] if i == 0 else [stripe, columns])
+            parts.append(self._branch(some, lepe, sides))
+        out = parts[0] if stripe == 0 else torch.cat(parts, -1)
+        return self.proj_drop(self.proj(out[:, :height, :width]))
+
+    def _branch(self, qkv: Tensor, lepe: nn.Module, sides: list[int]) -> Tensor:
+        """Attention of (B, H, W, 3, C) within windows of `sides`, (B, H, W, C)."""
+        batch, height, width, _, dim = qkv.shape
+        down, right = height // sides[0], width // sides[1]
+        windows = qkv.view(batch, down, sides[0], right, sides[1], 3, dim).permute(5, 0, 1, 3, 2, 4, 6)
+        windows = windows.reshape(3, batch * down * right, sides[0] * sides[1], dim)
+        heads = windows.view(3, -1, windows.shape[2], self.num_heads, dim // self.num_heads).transpose(2, 3)
+        out = F.scaled_dot_product_attention(heads[0], heads[1], heads[2])
+        out = out.transpose(1, 2).reshape(-1, sides[0], sides[1], dim)
+        out = out + lepe(windows[2].view(-1, sides[0], sides[1], dim))
+        out = out.view(batch, down, right, sides[0], sides[1], dim).transpose(2, 3)
+        return out.reshape(batch, height, width, dim)
+
+
+class ConvNorm(nn.Module):
+    """A strided convolution and a norm: (B, in_dim, H, W) to (B, dim, H/2, W/2), odd sides rounded up."""
+
+    def __init__(self, in_dim: int, dim: int, side: int, device=None, dtype=None):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.proj = nn.Conv2d(in_dim, dim, 3, stride=2, padding=1, **dd)
+        self.norm = LayerNorm2d(dim, eps=1e-5, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reduce the map."""
+        return self.norm(self.proj(x))
+
+
+class Stem(nn.Module):
+    """A convolution of 7x7 and a norm: (B, in_chans, H, W) to (B, dim, H/4, W/4), the image padded to whole steps."""
+
+    def __init__(self, in_chans: int, dim: int, side: int, device=None, dtype=None):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.proj = nn.Conv2d(in_chans, dim, 7, stride=4, padding=2, **dd)
+        self.norm = LayerNorm2d(dim, eps=1e-5, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Image to the first stage's input."""
+        return self.norm(self.proj(F.pad(x, (0, -x.shape[3] % 4, 0, -x.shape[2] % 4))))
+
+
+class CSWin(LinearTrunk):
+    """The family's attention over the whole map, and stripes of img_size / 32 in the other blocks; the last stage's
+    softmax attention sees the whole map. Arguments: `LinearTrunk`.
+    """
+
+    make_stem = Stem
+    make_downsample = ConvNorm
+
+    @staticmethod
+    def make_softmax(stage: int, block: int, dim: int, num_heads: int, img_size: int, **kwargs) -> nn.Module:
+        """Stripes, or one window in the last stage."""
+        return CrossWindowAttention(dim, num_heads, None if stage == 3 else img_size // 32, **kwargs)

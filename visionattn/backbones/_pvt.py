@@ -1,0 +1,80 @@
+"""The first Pyramid Vision Transformer (Wang et al., ICCV 2021, arXiv:2102.12122) as a trunk without its attention."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d, trunc_normal_
+from timm.models import register_notrace_module
+from torch import Tensor, nn
+
+from visionattn.backbones._linear import LinearTrunk
+
+RULES = [
+    (r"^patch_embed1\.", "stem."),
+    (r"^pos_embed1$", "stem.pos_embed"),
+    *((rf"^patch_embed{i + 1}\.", f"stages.{i}.downsample.") for i in range(1, 4)),
+    *((rf"^pos_embed{i + 1}$", f"stages.{i}.downsample.pos_embed") for i in range(1, 4)),
+    *((rf"^block{i + 1}\.", f"stages.{i}.blocks.") for i in range(4)),
+    (r"^head\.", "head.fc."),
+]
+
+
+@register_notrace_module  # the size of the map decides whether the embedding is resized, which fx cannot trace
+class PositionedPatches(nn.Module):
+    """A strided convolution, a norm and a position embedding: (B, in_dim, H, W) to (B, dim, H/s, W/s), rounded down.
+
+    What does not fill a patch is left out, as the authors do; a map smaller than one patch is padded with zeros. The
+    embedding is resized bilinearly to the map; the authors forget that at twice the training size.
+
+    Args:
+        in_dim: Channels of the input.
+        dim: Channels of the patches.
+        side: Side of the map to which the embedding belongs.
+        patch_size: Stride and kernel s.
+        device: Where the parameters live.
+        dtype: Type of the parameters.
+    """
+
+    def __init__(self, in_dim: int, dim: int, side: int, patch_size: int = 2, device=None, dtype=None):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.side = side
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_dim, dim, patch_size, stride=patch_size, **dd)
+        self.norm = LayerNorm2d(dim, eps=1e-5, **dd)
+        self.pos_embed = nn.Parameter(torch.empty(1, side * side, dim, **dd))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the embedding from a truncated normal distribution of deviation 0.02."""
+        trunc_normal_(self.pos_embed, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reduce the map."""
+        lack_y, lack_x = self.patch_size - x.shape[2], self.patch_size - x.shape[3]
+        if lack_y > 0 or lack_x > 0:
+            x = F.pad(x, (0, max(0, lack_x), 0, max(0, lack_y)))
+        x = self.norm(self.proj(x))
+        pos_embed = self.pos_embed.transpose(1, 2).reshape(1, -1, self.side, self.side)
+        if x.shape[2] != self.side or x.shape[3] != self.side:
+            pos_embed = F.interpolate(pos_embed, [x.shape[2], x.shape[3]], mode="bilinear")
+        return x + pos_embed
+
+
+class PVT(LinearTrunk):
+    """Position embeddings at every stage, no class token and no final norm. Arguments: `LinearTrunk`."""
+
+    norm_eps = 1e-6
+    make_downsample: ClassVar[Callable[..., nn.Module]] = PositionedPatches
+
+    @staticmethod
+    def make_stem(in_chans: int, dim: int, side: int, **dd) -> nn.Module:
+        """Patches of four pixels."""
+        return PositionedPatches(in_chans, dim, side, patch_size=4, **dd)
+
+    @staticmethod
+    def make_norm(dim: int, **kwargs) -> nn.Module:
+        """None; the classifier sees the mean of the last stage."""
+        return nn.Identity()
