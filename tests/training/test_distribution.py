@@ -1,0 +1,71 @@
+"""Two processes on one host, over gloo and loopback, against one process with the doubled batch."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = str(Path(__file__).with_name("two_processes.py"))
+# 24 pictures: 3 updates of 8. 13 of 14 validation pictures would be padded by the even batches of two processes.
+SAME = ("optimizer.name=sgd", "optimizer.lr=0.1", "optimizer.weight_decay=0", "schedule.warmup_epochs=1")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def ranks(pictures, tmp_path_factory):
+    """(what one process found, what each of two found), each with its `weights`."""
+    from training.generated import TINY
+
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "tiny.yaml").write_text(TINY)
+    found = []
+    for processes, batch in ((1, 8), (2, 4)):
+        out = folder / str(processes)
+        out.mkdir()
+        launch = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
+        given = (f"data.root={pictures}", f"output={out / 'run'}", f"data.batch_size={batch}", *SAME)
+        command = [sys.executable, *launch, SCRIPT, str(out), str(folder / "tiny.yaml"), *given]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(
+            [
+                json.loads((out / f"rank{rank}.json").read_text()) | {"weights": torch.load(out / f"rank{rank}.pt")}
+                for rank in range(processes)
+            ]
+        )
+    return found[0][0], found[1]
+
+
+def test_two_processes_train_as_one_with_the_doubled_batch(ranks):
+    one, two = ranks
+    # float32 sums of 24 losses in another order, after at most two updates that differ in their last bits.
+    assert two[0]["row"]["train_loss"] == pytest.approx(one["row"]["train_loss"], rel=1e-5)
+    assert (two[0]["weights"] - one["weights"]).norm() < 1e-5 * one["weights"].norm()
+    assert torch.equal(two[0]["weights"], two[1]["weights"])
+
+
+def test_two_processes_share_the_pictures_and_each_is_seen_once(ranks):
+    one, two = ranks
+    assert sorted(two[0]["seen"] + two[1]["seen"]) == sorted(one["seen"]) == list(range(24))
+
+
+def test_two_processes_count_each_validation_picture_once(ranks):
+    one, two = ranks
+    for rank in two:
+        assert rank["row"]["val_top1"] == pytest.approx(one["row"]["val_top1"], abs=1e-9)
+        assert rank["row"]["val_loss"] == pytest.approx(one["row"]["val_loss"], rel=1e-5)
+
+
+def test_the_schedule_steps_once_an_update_whatever_the_processes(ranks):
+    one, two = ranks
+    assert len(one["rates"]) == 3
+    assert two[0]["rates"] == two[1]["rates"] == one["rates"]

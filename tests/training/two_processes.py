@@ -1,0 +1,28 @@
+"""One epoch of the training as one of several processes; started by test_distribution.py through torchrun.
+
+python two_processes.py OUT CONFIG [key=value ...]
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from visionattn.training.config import load_config
+from visionattn.training.loop import Run, evaluate, train_one_epoch
+
+out, config, *overrides = sys.argv[1:]
+torch.set_num_threads(1)
+run = Run(load_config(config, overrides))
+seen, rates = [], []
+fetch = run.train.picture
+run.train.picture = lambda position: seen.append(int(position)) or fetch(position)
+row = train_one_epoch(run, 0, on_update=lambda meter: rates.append(run.optimizer.param_groups[0]["lr"]))
+row |= evaluate(run, run.model)
+weights = torch.cat([p.detach().double().flatten() for p in run.bare_model.parameters()])
+rank = os.environ.get("RANK", "0")
+Path(out, f"rank{rank}.json").write_text(json.dumps({"row": row, "seen": seen, "rates": rates}))
+torch.save(weights, Path(out, f"rank{rank}.pt"))
+run.accelerator.end_training()
