@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-# Keys under which training scripts wrap the weights; averaged weights are the published ones, so they come first.
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+from visionattn.weights.reader import WRAPPERS
 
 
 def unwrap(checkpoint: Mapping) -> dict[str, Tensor]:

@@ -10,7 +10,12 @@ from typing import Any
 from safetensors import SafetensorError
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import PretrainedCfg, build_model_with_cfg
+from timm.models._builder import resolve_pretrained_cfg
 from torch import nn
+
+from visionattn.weights import fetch, read_weights
+
+FIGURES = ("top1", "params", "gmacs")
 
 
 def cfg(
@@ -21,6 +26,9 @@ def cfg(
     top1: float | None = None,
     params: int | None = None,
     gmacs: float | None = None,
+    page: str | None = None,
+    dead: bool = False,
+    verified: str | None = None,
     **fields: Any,
 ) -> PretrainedCfg:
     """One entry of a family's `default_cfgs`.
@@ -32,12 +40,23 @@ def cfg(
         top1: Published ImageNet-1k top-1 accuracy in percent, at the input size of the entry.
         params: Number of parameters.
         gmacs: Published multiply-accumulates in billions, at the input size of the entry.
+        page: Where a person finds weights that no program can fetch, such as the share page of a cloud. Weights that
+            a program can fetch are named by `url`, or by `hf_hub_id` and `hf_hub_filename`, instead.
+        dead: Whether `page` no longer answers, as far as is known.
+        verified: Date (YYYY-MM-DD) on which somebody fetched the weights and they gave the published answer.
         **fields: Other fields of timm's `PretrainedCfg`.
 
     Returns:
-        The entry. Published figures stand in its notes, where `published` finds them.
+        The entry. Published figures stand in its notes, where `published` finds them, and `weights.source_of` what
+        timm has no field for.
+
+    Raises:
+        ValueError: A page beside an address that a program can fetch.
     """
-    figures = {"top1": top1, "params": params, "gmacs": gmacs}
+    if page and (fields.get("url") or fields.get("hf_hub_id")):
+        raise ValueError(f"weights have one source, got page={page!r} beside url or hf_hub_id")
+    weights = page and f"{'dead' if dead else 'manual'} {page}"
+    notes = {"top1": top1, "params": params, "gmacs": gmacs, "weights": weights, "verified": verified}
     defaults = {
         "input_size": (3, 224, 224),
         "pool_size": (7, 7),
@@ -53,25 +72,42 @@ def cfg(
         paper_ids=f"arXiv:{paper}",
         origin_url=source,
         license=license,
-        notes=tuple(f"{name}: {value}" for name, value in figures.items() if value is not None),
+        notes=tuple(f"{name}: {value}" for name, value in notes.items() if value is not None),
         **(defaults | fields),
     )
 
 
 def published(entry: PretrainedCfg) -> dict[str, float]:
     """The published figures of an entry made by `cfg`: any of top1 (percent), params and gmacs (billions)."""
-    return {name: float(value) for name, value in (note.split(": ") for note in entry.notes or ())}
+    notes = dict(note.split(": ", 1) for note in entry.notes or ())
+    return {name: float(notes[name]) for name in FIGURES if name in notes}
 
 
 def build(family: type[nn.Module], variant: str, pretrained: bool, filter_fn: Callable, **kwargs: Any) -> nn.Module:
     """Construct `variant` of `family` as timm does, with features of all stages and weights through `filter_fn`.
 
     Raises:
-        ValueError: A file of weights cannot be read or does not fit; the message names it.
+        ValueError: The weights cannot be fetched, or their file cannot be read or does not fit; the message names it.
     """
-    file = (kwargs.get("pretrained_cfg_overlay") or {}).get("file")
-    with _errors_naming(file) if file else nullcontext():
-        return build_model_with_cfg(
+    overlay = kwargs.get("pretrained_cfg_overlay") or {}
+    file = overlay.get("file")
+    if pretrained and not overlay.get("state_dict"):
+        entry = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay)
+        # Folders and repositories that name a model of ours in their config.json are timm's to open.
+        if entry.source not in ("local-dir", "hf-hub"):
+            path = file = fetch(entry, kwargs.get("cache_dir"))
+            # timm copies the state dict it is given, so it is given the name, and the filter opens the file.
+            kwargs["pretrained_cfg_overlay"] = overlay | {"state_dict": {"file": str(path)}}
+            return _build(
+                family, variant, pretrained, lambda _, model: filter_fn(read_weights(path), model), file, kwargs
+            )
+    return _build(family, variant, pretrained, filter_fn, file, kwargs)
+
+
+def _build(family, variant: str, pretrained: bool, filter_fn: Callable, file: Any, kwargs: dict) -> nn.Module:
+    """Let timm construct the model; errors name `file`, and the model keeps no reference to weights."""
+    with _errors_naming(str(file)) if file else nullcontext():
+        model = build_model_with_cfg(
             family,
             variant,
             pretrained,
@@ -79,6 +115,8 @@ def build(family: type[nn.Module], variant: str, pretrained: bool, filter_fn: Ca
             feature_cfg={"out_indices": tuple(range(4)), "flatten_sequential": True},
             **kwargs,
         )
+    model.pretrained_cfg.pop("state_dict", None)
+    return model
 
 
 @contextmanager
@@ -89,4 +127,5 @@ def _errors_naming(file: str) -> Iterator[None]:
     except FileNotFoundError:
         raise ValueError(f"{file}: there is no such checkpoint") from None
     except (RuntimeError, EOFError, UnpicklingError, SafetensorError, ValueError) as error:
-        raise ValueError(f"{file}: {error}") from error
+        named = str(error).startswith(f"{file}: ")
+        raise ValueError(str(error) if named else f"{file}: {error}") from error
