@@ -43,3 +43,37 @@ def test_it_serves_as_attention_layer_of_timm(kind):
 def test_what_does_not_fit_is_refused(dim, kind, message):
     with pytest.raises(ValueError, match=message):
         ELA(dim, kind)
+
+
+# Parameters that the attention adds: channels it stands on times those of a channel.
+@pytest.mark.parametrize(
+    ("host", "channels", "kind", "number"),
+    [
+        (host, channels, kind, number)
+        for host, channels in (("resnet18", 1920), ("resnet50", 15104), ("resnet101", 32512), ("mobilenetv2", 7136))
+        for kind, number in (("t", 7), ("b", 9), ("s", 42), ("l", 58))
+        if (host, kind) != ("mobilenetv2", "t")
+    ],
+)
+def test_every_block_of_a_net_has_its_attention(host, channels, kind, number):
+    net = timm.create_model(f"ela_{kind}_{host}", device="meta")
+    plain = timm.create_model("mobilenetv2_100" if host == "mobilenetv2" else host, device="meta")
+    added = sum(x.numel() for x in net.parameters()) - sum(x.numel() for x in plain.parameters())
+    assert added == channels * number
+
+
+@pytest.mark.parametrize("name", ["test_ela_resnet", "test_ela_mobilenetv2"])
+def test_convolutions_may_be_separate(name):
+    modules = timm.create_model(name, shared=False, device="meta").modules()
+    assert all(x.conv_rows is not x.conv_columns for x in modules if isinstance(x, ELA))
+
+
+@pytest.mark.parametrize(("placement", "dims"), [("output", [64, 256]), ("conv", [16, 64])])
+def test_the_placement_is_an_argument(placement, dims):
+    model = timm.create_model("ela_b_resnet50", stages=((16, 1), (64, 1)), placement=placement, device="meta")
+    assert [x.norm.num_channels for x in model.modules() if isinstance(x, ELA)] == dims
+
+
+def test_another_placement_is_refused():
+    with pytest.raises(ValueError, match="'output' or 'conv', got 'input'"):
+        timm.create_model("ela_b_resnet18", placement="input")

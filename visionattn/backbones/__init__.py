@@ -1,5 +1,29 @@
 """The backbones; importing this package registers every one with timm."""
 
-from visionattn.backbones import agent, biformer, davit_va, dinat_s, halonet, inline, nat, nat_isotropic, ulsam, van
+from visionattn.backbones import (
+    agent,
+    biformer,
+    davit_va,
+    dinat_s,
+    ela,
+    halonet,
+    inline,
+    nat,
+    nat_isotropic,
+    ulsam,
+    van,
+)
 
-__all__ = ["agent", "biformer", "davit_va", "dinat_s", "halonet", "inline", "nat", "nat_isotropic", "ulsam", "van"]
+__all__ = [
+    "agent",
+    "biformer",
+    "davit_va",
+    "dinat_s",
+    "ela",
+    "halonet",
+    "inline",
+    "nat",
+    "nat_isotropic",
+    "ulsam",
+    "van",
+]

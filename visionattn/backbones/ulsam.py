@@ -9,29 +9,16 @@ multiply-accumulates more than the paper counts. A replaced block loses its skip
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from timm.models import PretrainedCfg, generate_default_cfgs, register_model
-from timm.models._efficientnet_builder import decode_arch_def, efficientnet_init_weights
-from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 
+from visionattn.backbones._mobilenet import MOBILENET_V1, MOBILENET_V2, MobileNet
 from visionattn.checkpoint import fit, unwrap
 from visionattn.layers import ULSAM, merge_subspaces
 from visionattn.registry import build, cfg
 
-_V1 = ("dsa_r1_k3_s1_c64", "dsa_r2_k3_s2_c128", "dsa_r2_k3_s2_c256", "dsa_r6_k3_s2_c512", "dsa_r2_k3_s2_c1024")
-_V2 = (
-    "ds_r1_k3_s1_c16",
-    "ir_r2_k3_s2_e6_c24",
-    "ir_r3_k3_s2_e6_c32",
-    "ir_r4_k3_s2_e6_c64",
-    "ir_r3_k3_s1_e6_c96",
-    "ir_r3_k3_s2_e6_c160",
-    "ir_r1_k3_s1_e6_c320",
-)
 
-
-class ULSAMMobileNet(EfficientNet):
+class ULSAMMobileNet(MobileNet):
     """A MobileNet with subspace attention in place of some blocks; features of strides 4 to 32.
 
     Args:
@@ -45,28 +32,16 @@ class ULSAMMobileNet(EfficientNet):
         ValueError: A block to replace is the first of its stage.
     """
 
+    attention = ULSAM
+
     def __init__(self, stages: Sequence[str], replaced: Sequence[tuple[int, int]], num_subspaces: int = 4, **kwargs):
-        super().__init__(decode_arch_def([[stage] for stage in stages]), act_layer=nn.ReLU6, **kwargs)
+        super().__init__(stages, **kwargs)
         for stage, number in replaced:
             if number < 1:
                 raise ValueError(f"replaced must name blocks behind the first of a stage, got {(stage, number)}")
             dim = self.blocks[stage][0].feature_info("")["num_chs"]
             dd = {name: kwargs.get(name) for name in ("device", "dtype")}
             self.blocks[stage][number] = ULSAM(dim, num_subspaces, **dd)
-        # timm counts the stem's stride 2 as a feature; ours are those of every backbone here.
-        self.feature_info, self.stage_ends = self.feature_info[1:], self.stage_ends[1:]
-
-    @torch.jit.ignore
-    def init_weights(self) -> None:
-        """Draw all weights anew: the host's by timm's rule, the attention's by torch's."""
-        attention = {child for module in self.modules() if isinstance(module, ULSAM) for child in module.children()}
-        for module in self.modules():
-            if hasattr(module, "reset_parameters") and module not in attention:
-                module.reset_parameters()
-        efficientnet_init_weights(self)
-        for module in attention:
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
 
 
 def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Tensor]:
@@ -100,13 +75,13 @@ def _create(variant: str, pretrained: bool, kwargs: dict, **settings) -> ULSAMMo
 @register_model
 def ulsam_mobilenetv1(pretrained: bool = False, **kwargs) -> ULSAMMobileNet:
     """MobileNetV1 with attention for one of five blocks of 512 channels; published with 4 subspaces: 70.43."""
-    return _create("ulsam_mobilenetv1", pretrained, kwargs, stages=_V1, replaced=((3, 3),), num_features=0)
+    return _create("ulsam_mobilenetv1", pretrained, kwargs, stages=MOBILENET_V1, replaced=((3, 3),), num_features=0)
 
 
 @register_model
 def ulsam_mobilenetv2(pretrained: bool = False, **kwargs) -> ULSAMMobileNet:
     """MobileNetV2 with attention for a block of 96 and one of 160 channels; published with 4 subspaces: 71.52."""
-    return _create("ulsam_mobilenetv2", pretrained, kwargs, stages=_V2, replaced=((4, 2), (5, 2)))
+    return _create("ulsam_mobilenetv2", pretrained, kwargs, stages=MOBILENET_V2, replaced=((4, 2), (5, 2)))
 
 
 @register_model
