@@ -35,6 +35,7 @@ def translate(
     rules: Sequence[tuple[str, str]],
     drop: str | None = None,
     adapt: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] | None = None,
+    free: Sequence[str] = ("head.fc.",),
 ) -> dict[str, Tensor]:
     """The named tensors of a checkpoint for `model`; one that has our names already passes unchanged.
 
@@ -44,6 +45,7 @@ def translate(
         rules: From the authors' names to ours, as in `rename`.
         drop: Regular expression of the authors' names that have no place in ours, such as tables that are computed.
         adapt: What is done with the renamed tensors before they are compared with the model's, such as resizing tables.
+        free: As of `fit`.
 
     Raises:
         ValueError: The checkpoint does not fit the model.
@@ -52,7 +54,7 @@ def translate(
     if next(iter(model.state_dict())) not in state_dict:
         kept = {name: x for name, x in state_dict.items() if drop is None or not re.search(drop, name)}
         state_dict = rename(kept, rules)
-    return fit(state_dict if adapt is None else adapt(state_dict, model), model)
+    return fit(state_dict if adapt is None else adapt(state_dict, model), model, free)
 
 
 def fit(state_dict: dict[str, Tensor], model: nn.Module, free: Sequence[str] = ("head.fc.",)) -> dict[str, Tensor]:

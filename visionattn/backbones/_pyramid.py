@@ -68,6 +68,7 @@ class Pyramid(nn.Module):
         num_classes: Classes; 0 for no classifier.
         global_pool: Pooling before the classifier, by timm's names; "" for none.
         drop_rate: Dropout before the classifier.
+        head: A head that does more than pool and classify, made with the four arguments before; None for timm's.
         device: Where the head's parameters live.
         dtype: Type of the head's parameters.
     """
@@ -82,13 +83,14 @@ class Pyramid(nn.Module):
         num_classes: int = 1000,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
+        head: ClassifierHead | None = None,
         device=None,
         dtype=None,
     ):
         super().__init__()
         self.in_chans = in_chans
         self.num_classes = num_classes
-        self.num_features = self.head_hidden_size = stages[-1].dim
+        self.num_features = stages[-1].dim
         self.grad_checkpointing = False
         self.feature_info = [
             {"num_chs": stage.dim, "reduction": reduction, "module": f"stages.{i}"}
@@ -97,7 +99,10 @@ class Pyramid(nn.Module):
         self.stem = stem
         self.stages = nn.Sequential(*stages)
         self.norm = norm
-        self.head = ClassifierHead(self.num_features, num_classes, global_pool, drop_rate, device=device, dtype=dtype)
+        if head is None:
+            head = ClassifierHead(self.num_features, num_classes, global_pool, drop_rate, device=device, dtype=dtype)
+        self.head = head
+        self.head_hidden_size = head.num_features
         self.init_weights()
 
     @torch.jit.ignore
@@ -139,7 +144,7 @@ class Pyramid(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one of `num_classes`, and the pooling unless `global_pool` is None."""
         self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool, in_features=self.num_features, **get_device_dtype(self))
+        self.head.reset(num_classes, global_pool, **get_device_dtype(self))
         self.head_hidden_size = self.head.num_features
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -213,5 +218,7 @@ class Pyramid(nn.Module):
         if prune_norm or shortened:
             self.norm = nn.Identity()
         if prune_head or shortened:
+            plain = ClassifierHead(self.num_features, 0, "", self.head.drop.p, **get_device_dtype(self))
+            self.head = plain.train(self.training)
             self.reset_classifier(0, "")
         return take
