@@ -40,7 +40,7 @@ def test_the_authors_table_of_angles_is_dropped_and_a_head_of_another_width_refu
     model = timm.create_model("mala_tiny", pretrained=True, pretrained_cfg_overlay=overlay)
     assert torch.equal(model.head.proj.weight, weights["proj.weight"])
     weights["proj.weight"] = weights["proj.weight"][:1024]
-    with pytest.raises(RuntimeError, match="head.proj.weight"):
+    with pytest.raises(RuntimeError, match=r"head\.proj\.weight"):
         timm.create_model("mala_tiny", pretrained=True, pretrained_cfg_overlay=overlay)
 
 

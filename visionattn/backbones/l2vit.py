@@ -331,14 +331,17 @@ def _cfg(file: str = "", **fields) -> PretrainedCfg:
 default_cfgs = generate_default_cfgs(
     {
         "l2vit_tiny.in1k": _cfg("Tiny-checkpoint-best-ema", top1=83.1, params=28596781, gmacs=4.7),
-        "l2vit_small.in1k": _cfg("Small-checkpoint-best-ema", top1=84.1, gmacs=9.0),
-        "l2vit_base.in22k_ft_in1k": _cfg("Base-22k21k-finetune-224-checkpoint-best", top1=86.0, gmacs=15.9),
-        "l2vit_base.in1k": _cfg("Base-checkpoint-best-ema", top1=84.4, gmacs=15.9),
+        "l2vit_small.in1k": _cfg("Small-checkpoint-best-ema", top1=84.1, params=50199157, gmacs=9.0),
+        "l2vit_base.in22k_ft_in1k": _cfg(
+            "Base-22k21k-finetune-224-checkpoint-best", top1=86.0, params=88577188, gmacs=15.9
+        ),
+        "l2vit_base.in1k": _cfg("Base-checkpoint-best-ema", top1=84.4, params=88577188, gmacs=15.9),
         # Its 21,841 classes are in the authors' own order.
         "l2vit_base.in22k": _cfg("Base-22k-pretrain-checkpoint-best", num_classes=21841),
         "l2vit_base_384.in22k_ft_in1k": _cfg(
             "Base-22k21k-finetune-384-checkpoint-best",
             top1=87.0,
+            params=88577188,
             gmacs=47.5,
             input_size=(3, 384, 384),
             pool_size=(12, 12),

@@ -353,9 +353,9 @@ def _cfg(**fields) -> PretrainedCfg:
 default_cfgs = generate_default_cfgs(
     {
         "mala_tiny.in1k": _cfg(top1=82.9, params=16449128, gmacs=2.5),
-        "mala_small.in1k": _cfg(top1=84.7, gmacs=4.6),
-        "mala_base.in1k": _cfg(top1=85.7, gmacs=9.9),
-        "mala_large.in1k": _cfg(top1=86.0, gmacs=16.1),
+        "mala_small.in1k": _cfg(top1=84.7, params=27142568, gmacs=4.6),
+        "mala_base.in1k": _cfg(top1=85.7, params=49792648, gmacs=9.9),
+        "mala_large.in1k": _cfg(top1=86.0, params=97766088, gmacs=16.1),
         "test_mala.untrained": _cfg(input_size=(3, 96, 96), pool_size=(3, 3)),
     }
 )
