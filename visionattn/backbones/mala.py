@@ -6,7 +6,6 @@ convolutions are linear layers, and a stage begins with the downsample that ends
 detectors norm the features by layers of their own, which belong to the detector here.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -16,7 +15,7 @@ from timm.models import PretrainedCfg, generate_default_cfgs, register_model, re
 from torch import Tensor, nn
 
 from visionattn.backbones._pyramid import Pyramid, Stage
-from visionattn.checkpoint import translate, unwrap
+from visionattn.checkpoint import translate
 from visionattn.layers import DepthwiseConv
 from visionattn.registry import build, cfg
 from visionattn_kernels import linear_attention
@@ -333,18 +332,22 @@ def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Ten
         (r"\.ffn\.", ".mlp."),
         (r"\.pos\.", ".pos_embed."),
     ]
-    # Linear layers of ours are 1x1 convolutions there.
-    linear = re.compile(r"(\.qkvo|\.attn\.proj|\.fc\d|^head)\.weight$")
-    tensors = {name: x.flatten(1) if linear.search(name) else x for name, x in unwrap(state_dict).items()}
-    return translate(tensors, model, rules, drop=r"^extra_norms\.|\.RoPE\.angle$", free=("head.",))
+    drop = r"^extra_norms\.|\.RoPE\.angle$"
+    return translate(state_dict, model, rules, drop=drop, adapt=_flatten_pointwise, free=("head.",))
+
+
+def _flatten_pointwise(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Weights of the authors' 1x1 convolutions as those of linear layers, where the model has these."""
+    linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return {name: x.flatten(1) if name in linear else x for name, x in state_dict.items()}
 
 
 def _cfg(**fields) -> PretrainedCfg:
-    # The authors' repository names a folder of weights, but no file in it.
     return cfg(
         source="https://github.com/qhfan/MALA",
         paper="2507.00698",
         license="unspecified",
+        page="https://huggingface.co/aldjalkdf/MAViT/tree/main",
         first_conv="stem.proj.0",
         **fields,
     )
