@@ -72,8 +72,11 @@ class NeighborhoodAttention(nn.Module):
     def attend(self, x: Tensor, bias: Tensor, kernel_size: list[int], dilation: list[int]) -> Tensor:
         """Attention of a map that holds the window, (B, H, W, C), without the output projection."""
         batch, height, width, dim = x.shape
-        qkv = self.qkv(x).view(batch, height, width, 3, self.num_heads, dim // self.num_heads)
-        query, key, value = qkv.permute(3, 0, 4, 1, 2, 5).unbind(0)
+        # Cut along the channels, the three gradients join in one copy; as slices of a stack they would be copied twice.
+        query, key, value = [
+            part.view(batch, height, width, self.num_heads, dim // self.num_heads).permute(0, 3, 1, 2, 4)
+            for part in self.qkv(x).chunk(3, dim=-1)
+        ]
         bias = bias.to(query.dtype)
         if torch.jit.is_scripting():
             out, _ = torch.ops.visionattn.neighborhood_attention(

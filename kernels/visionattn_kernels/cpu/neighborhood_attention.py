@@ -17,6 +17,7 @@ from visionattn_kernels.cpu.tiles import (
     drop_covered,
     gather,
     matrices,
+    put_fresh,
     residue_maps,
     tile_plan,
 )
@@ -58,7 +59,8 @@ def _attend(q, k, v, out, lse, plan: TilePlan, mask, scale) -> None:
 def backward(grad, query, key, value, bias, out, lse, kernel_size, stride, dilation, scale):
     """Closed form on the tiles of the forward, whose scores are computed again; sums in at least float32."""
     dtype = torch.promote_types(query.dtype, torch.float32)
-    grad_query, grad_key, grad_value = (empty_map(query, dtype).zero_() for _ in range(3))
+    # Every query is written once, while keys and values collect from several tiles.
+    grad_query, grad_key, grad_value = empty_map(query, dtype), *(empty_map(query, dtype).zero_() for _ in range(2))
     grad_bias = query.new_zeros(0 if bias is None else (*bias.shape,), dtype=dtype)
     maps = (residue_maps(x, dilation) for x in (query, key, value, grad, grad_query, grad_key, grad_value))
     for parts in zip(*maps, strict=True):
@@ -73,7 +75,7 @@ def backward(grad, query, key, value, bias, out, lse, kernel_size, stride, dilat
 
 
 def _attend_backward(q, k, v, grad, grad_q, grad_k, grad_v, plan: TilePlan, mask, grad_mask, scale) -> None:
-    """Add the gradients of one chunk to `grad_q`, `grad_k`, `grad_v` and, unless it is None, `grad_mask`."""
+    """Write one chunk's `grad_q` and add to `grad_k`, `grad_v` and, unless it is None, `grad_mask`."""
     rows, columns, dtype = plan.rows, plan.columns, grad_q.dtype
     for row, (pattern, top, first) in enumerate(zip(plan.pattern, rows.query_start, rows.key_start, strict=True)):
         query_rows, key_rows = slice(top, top + rows.queries), slice(first, first + rows.keys)
@@ -94,7 +96,7 @@ def _attend_backward(q, k, v, grad, grad_q, grad_k, grad_v, plan: TilePlan, mask
         tile_q = (grad_scores @ keys).mul_(scale).view(tiles)
         tile_k = (grad_scores.transpose(-2, -1) @ queries).view(key_tiles)
         tile_v = (weights.transpose(-2, -1) @ grads).view(key_tiles)
-        add_tiles(grad_q[..., query_rows, :, :], tile_q, columns.query_start)
+        put_fresh(grad_q[..., query_rows, :, :], tile_q, rows, columns, row)
         add_tiles(grad_k[..., key_rows, :, :], tile_k, columns.key_start)
         add_tiles(grad_v[..., key_rows, :, :], tile_v, columns.key_start)
 

@@ -192,6 +192,13 @@ def add_tiles(x: Tensor, tiles: Tensor, starts: Sequence[int]) -> None:
         x[..., start : start + tiles.shape[6], :] += tiles[:, :, :, tile]
 
 
+def put_fresh(x: Tensor, tiles: Tensor, rows: AxisTiles, columns: AxisTiles, row: int) -> None:
+    """Write a row of tiles of queries to the rows `x` that it covers, but for what earlier tiles hold."""
+    top = rows.fresh[row]
+    for tile, (start, left) in enumerate(zip(columns.query_start, columns.fresh, strict=True)):
+        x[..., top:, start + left : start + columns.queries, :] = tiles[:, :, :, tile, ..., top:, left:, :]
+
+
 def drop_covered(tiles: Tensor, rows: AxisTiles, columns: AxisTiles, row: int) -> None:
     """Zero what earlier tiles hold of a row of tiles, so that a query that two tiles cover counts once."""
     tiles[..., : rows.fresh[row], :, :] = 0
