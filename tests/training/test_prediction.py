@@ -8,7 +8,7 @@ from PIL import Image
 from visionattn.training.data import UnreadablePictureError
 from visionattn.training.drawing import sheet_size
 from visionattn.training.model import class_names, load_model, load_published, save_model
-from visionattn.training.prediction import classify, write_sheet
+from visionattn.training.prediction import classify, find_pictures, write_sheet, write_table
 
 CLASSES = ["blue", "green", "red"]
 
@@ -106,5 +106,45 @@ def test_weights_of_another_model_are_an_error(saved, tmp_path):
 def test_an_unknown_model_names_the_nearest_and_one_without_weights_is_an_error():
     with pytest.raises(ValueError, match="unknown model 'nat_mimi'; the nearest known model is 'nat_mini'"):
         load_published("nat_mimi")
-    with pytest.raises(ValueError, match="cannot load the weights of test_nat: No pretrained weights exist"):
+    with pytest.raises(ValueError, match=r"cannot load the weights of test_nat: no weights of .* are published"):
         load_published("test_nat")
+
+
+def test_a_batch_predicts_what_single_pictures_do(saved, files):
+    model = load_model(saved)
+    single = classify(model, files, batch_size=1)
+    for one, many in zip(single, classify(model, files, batch_size=3), strict=True):
+        assert one.path == many.path
+        assert [name for name, _ in one.classes] == [name for name, _ in many.classes]
+        # Sums of a few hundred float32 terms in another order.
+        assert [p for _, p in one.classes] == pytest.approx([p for _, p in many.classes], abs=1e-5)
+
+
+def test_a_folder_stands_for_the_pictures_below_it(pictures, tmp_path):
+    found = find_pictures([pictures / "validation", pictures / "train" / "red" / "0.png"])
+    assert len(found) == 13
+    assert found[:12] == sorted(found[:12])
+    assert found[12].parent.name == "red"
+    with pytest.raises(ValueError, match="holds no pictures"):
+        find_pictures([tmp_path])
+
+
+@pytest.mark.parametrize("ending", ["csv", "json", "parquet"])
+def test_a_table_holds_paths_classes_and_probabilities(saved, files, tmp_path, ending):
+    pandas = pytest.importorskip("pandas")
+    if ending == "parquet":
+        pytest.importorskip("pyarrow", reason="pandas writes Parquet with pyarrow")
+    predictions = classify(load_model(saved), files, topk=2)
+    file = tmp_path / f"out.{ending}"
+    write_table(predictions, file)
+    table = getattr(pandas, f"read_{ending}")(file)
+    assert list(table) == ["path", "class_1", "probability_1", "class_2", "probability_2"]
+    assert list(table["path"]) == [str(path) for path in files]
+    assert list(table["class_2"]) == [prediction.classes[1][0] for prediction in predictions]
+    assert list(table["probability_1"]) == pytest.approx([x.classes[0][1] for x in predictions])
+
+
+def test_a_table_of_another_kind_is_an_error_and_writes_nothing(saved, files, tmp_path):
+    with pytest.raises(ValueError, match=r"ends in '\.xls', wanted one of \.csv, \.json, \.parquet"):
+        write_table(classify(load_model(saved), files[:1]), tmp_path / "out.xls")
+    assert not (tmp_path / "out.xls").exists()

@@ -124,7 +124,7 @@ class ScheduleConfig:
     """The learning rate over time, made by `timm.scheduler.create_scheduler_v2`, stepped after each update.
 
     Attributes:
-        name: `cosine`, `step`, `constant`, ...
+        name: `cosine`, `step`, `constant`, `poly` (a straight line down), ...
         epochs: length, warm-up included.
         warmup_epochs: linear rise from `warmup_lr`.
         cooldown_epochs: epochs at `min_lr` after the others.
@@ -138,6 +138,24 @@ class ScheduleConfig:
     cooldown_epochs: int = 0
     warmup_lr: float = 1e-6
     min_lr: float = 0.0
+
+
+@dataclass
+class DistillConfig:
+    """A teacher whose probabilities the model learns beside the labels (https://arxiv.org/abs/1503.02531).
+
+    Attributes:
+        teacher: name of a model as in `model.name`, with its published weights, or `local-dir:DIR` for one that was
+            trained here; none by default. It must know the classes of the data.
+        weights: its published checkpoint as a file, where the registry names none.
+        weight: share of the teacher in the loss, the labels have the rest.
+        temperature: by which both logits are divided.
+    """
+
+    teacher: str | None = None
+    weights: str | None = None
+    weight: float = 0.5
+    temperature: float = 1.0
 
 
 @dataclass
@@ -155,6 +173,7 @@ class Config:
         label_smoothing: share of the target that is spread over all classes.
         ema_decay: keep an average of the weights with this decay (with warm-up); validate and keep it as the best.
         baselines: before training, score 1-nearest-neighbour and logistic regression on the pixels. Small sets only.
+        report: write report.html at the end.
         examples: validation pictures to write to `output`/examples, their class in the name.
     """
 
@@ -163,6 +182,7 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     output: str = MISSING
     resume: bool | str = False
     seed: int = 0
@@ -172,6 +192,7 @@ class Config:
     label_smoothing: float = 0.0
     ema_decay: float | None = None
     baselines: bool = False
+    report: bool = True
     examples: int = 0
 
 
@@ -256,6 +277,8 @@ def _check_ranges(config: Config) -> None:
         "data.input_size": (lambda size: len(size) == 3 and min(size) >= 1, "[channels, height, width]"),
         "optimizer.lr": (lambda rate: rate > 0, "above 0"),
         "optimizer.accumulate": (lambda count: count >= 1, "at least 1"),
+        "distill.weight": (lambda share: 0 < share <= 1, "above 0, at most 1"),
+        "distill.temperature": (lambda temperature: temperature > 0, "above 0"),
         "schedule.epochs": (lambda count: count >= 1, "at least 1"),
         "label_smoothing": (lambda share: 0 <= share < 1, "at least 0, below 1"),
         "ema_decay": (lambda decay: 0 < decay < 1, "between 0 and 1"),

@@ -47,10 +47,17 @@ def read_picture(file: str | Path | io.IOBase, mode: str, name: str | None = Non
     """
     try:
         with Image.open(file) as picture:
-            return picture.convert(mode)
+            return _to_eight_bits(picture).convert(mode)
     except _DECODING_ERRORS as error:
         reason = error.strerror if isinstance(error, FileNotFoundError) else error
         raise UnreadablePictureError(f"cannot read the picture {name or file}: {reason}") from error
+
+
+def _to_eight_bits(picture: Image.Image) -> Image.Image:
+    """The upper eight bits of a 16-bit grey picture, which Pillow's own conversion would cut off at 255."""
+    if not picture.mode.startswith("I"):
+        return picture
+    return Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
 
 
 @dataclass(frozen=True)
@@ -155,7 +162,10 @@ class Pictures(Dataset):
 
     def picture(self, position: int) -> tuple[Image.Image, int]:
         """The picture before the transform, and its label."""
-        file, label = self.reader[int(self.indices[position])]
+        try:
+            file, label = self.reader[int(self.indices[position])]
+        except OSError as error:
+            raise UnreadablePictureError(f"cannot read the picture {self.name(position)}: {error.strerror}") from error
         with file:
             return read_picture(file, self.mode, self.name(position)), label
 

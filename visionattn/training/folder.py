@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 import visionattn
@@ -32,17 +33,40 @@ from visionattn.training.model import CONFIG_FILE, WEIGHTS_FILE, save_model
 
 _PACKAGES = ("torch", "torchvision", "timm", "accelerate", "albumentations", "numpy", "pillow")
 # Keys that may differ between a run and its continuation: they do not change what is computed.
-_FREE_KEYS = {"output", "resume", "examples", "baselines", "data.root", "data.workers", "data.check_pictures"}
+_FREE_KEYS = {
+    "output",
+    "resume",
+    "examples",
+    "baselines",
+    "report",
+    "data.root",
+    "data.workers",
+    "data.check_pictures",
+}
 
 
 @contextmanager
-def replacing(path: Path):
-    """Yields a temporary path in the same folder, renamed to `path` if the block succeeds and removed if not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _writing(path: Path) -> Iterator[None]:
+    """Turns what Python, torch and safetensors raise on a full disk into a ValueError that names the file."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path in the same folder, renamed to `path` if the block succeeds and removed if not.
+
+    Raises:
+        ValueError: the file cannot be written, as on a full disk; an older one is as it was.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -51,7 +75,7 @@ class RunFolder:
     """Files of one run below `path`; nothing is created before the first write.
 
     config.yaml (all keys), environment.json (one entry a start), train.log, summary.csv, curves.png, last.pt (the state
-    to resume from), best/ (the model for prediction), examples/.
+    to resume from), best/ (the model for prediction), report.html, examples/.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -87,7 +111,11 @@ class RunFolder:
 
     def log(self, line: str) -> None:
         """Appends a line to train.log."""
-        with (self.path / "train.log").open("a") as file:
+        self.append("train.log", line)
+
+    def append(self, name: str, line: str) -> None:
+        """Appends a line to the file `name`; after a resume some epochs may stand there twice, the later one counts."""
+        with _writing(self.path / name), (self.path / name).open("a") as file:
             file.write(line + "\n")
 
     def save_last(self, state: Mapping[str, Any]) -> None:
@@ -108,6 +136,10 @@ class RunFolder:
 
     def save_best(self, model: nn.Module, class_names: Sequence[str], data_config: Mapping[str, Any]) -> None:
         """Replaces best/, the model as `visionattn.training.model.load_model` reads it."""
+        with _writing(self.best):
+            self._save_best(model, class_names, data_config)
+
+    def _save_best(self, model: nn.Module, class_names: Sequence[str], data_config: Mapping[str, Any]) -> None:
         self.best.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.path, prefix=".best.") as fresh:
             save_model(model, Path(fresh), class_names, data_config)

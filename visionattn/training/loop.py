@@ -33,11 +33,13 @@ from visionattn.training.data import (
     train_loader,
     val_loader,
 )
+from visionattn.training.distillation import build_distillation
 from visionattn.training.folder import RunFolder, replacing
 from visionattn.training.guard import check_loss
-from visionattn.training.model import build_model
+from visionattn.training.model import build_model, load_model
 from visionattn.training.optimisation import build_ema, build_loss, build_optimizer, build_schedule
 from visionattn.training.report import Report, score
+from visionattn.training.webpage import judge, webpage
 
 
 class Run:
@@ -77,6 +79,9 @@ class Run:
         self.ema = build_ema(model, config)
         self.augment = BatchAugment(config.augment, len(self.class_names), self.accelerator.device)
         self.loss = build_loss(config)
+        self.distill = build_distillation(
+            config.distill, len(self.class_names), self.data_config, self.accelerator.device
+        )
         self.model, self.optimizer, self.train_loader, self.val_loader = self.accelerator.prepare(
             model,
             build_optimizer(model, config.optimizer),
@@ -178,6 +183,9 @@ def train_one_epoch(run: Run, epoch: int, on_update: Callable[[Meter], None] = l
         with accelerator.accumulate(run.model):
             logits = run.model(images)
             loss = run.loss(logits, targets)
+            if run.distill:
+                with accelerator.autocast():
+                    loss = run.distill(loss, logits, images)
             check_loss(loss, run.bare_model, images, f"batch {number + 1} of epoch {epoch + 1}")
             accelerator.backward(loss)
             if clip is not None and accelerator.sync_gradients:
@@ -249,6 +257,8 @@ def train(config: Config, console: Console | None = None) -> Run:
             report.epoch(row)
     if run.accelerator.is_main_process:
         write_examples(run)
+        if config.report:
+            write_webpage(run)
     report.end()
     return run
 
@@ -274,3 +284,13 @@ def write_examples(run: Run) -> None:
         picture, label = run.val.picture(position)
         with replacing(folder / f"{run.class_names[label]}_{position:04d}.png") as temporary:
             picture.save(temporary, format="png")
+
+
+def write_webpage(run: Run) -> None:
+    """Writes report.html of the best model."""
+    model = load_model(run.folder.best).to(run.accelerator.device)
+    verdicts = judge(model, run.val, run.config.data)
+    curves = (run.folder.path / "curves.png").read_bytes()
+    page = webpage(run.config, run.history, curves, run.val, run.class_names, verdicts)
+    with replacing(run.folder.path / "report.html") as temporary:
+        temporary.write_text(page)

@@ -41,10 +41,11 @@ def _explained(what: str) -> Iterator[None]:
         raise ValueError(f"{what}: {textwrap.shorten(str(error), 400)}") from error
 
 
-def build_model(config: ModelConfig, num_classes: int, input_size: Sequence[int] | None = None) -> nn.Module:
+def build_model(config: ModelConfig, num_classes: int | None, input_size: Sequence[int] | None = None) -> nn.Module:
     """Creates the model for `num_classes` and images of `input_size` (C, H, W), by default its own.
 
-    First weights are loaded into the model as it was published, all of them, before the classifier is replaced.
+    With `num_classes` None the classifier stays that of the weights. First weights are loaded into the model as it was
+    published, all of them, before the classifier is replaced.
 
     Raises:
         ValueError: an unknown name or argument, or weights that are missing, truncated or of another model.
@@ -65,7 +66,7 @@ def build_model(config: ModelConfig, num_classes: int, input_size: Sequence[int]
             **config.kwargs,
         )
         model = timm.create_model(**arguments, pretrained=starts_from_weights)
-    if model.num_classes != num_classes:
+    if num_classes is not None and model.num_classes != num_classes:
         model.reset_classifier(num_classes)
     return model
 

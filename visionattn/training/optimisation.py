@@ -43,6 +43,8 @@ def build_schedule(
     return create_scheduler_v2(
         optimizer,
         sched=config.name,
+        # timm reads the power of `poly` from here, and the factor of `step`.
+        decay_rate=1.0 if config.name == "poly" else 0.1,
         num_epochs=config.epochs,
         warmup_epochs=config.warmup_epochs,
         cooldown_epochs=config.cooldown_epochs,
