@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +20,42 @@ def unwrap(checkpoint: Mapping) -> dict[str, Tensor]:
     return {name.removeprefix("module."): x for name, x in checkpoint.items() if isinstance(x, Tensor)}
 
 
-def rename(state_dict: Mapping[str, Tensor], rules: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
-    """Apply `rules`, pairs of a regular expression and its replacement, one after the other to every name."""
-    renamed = {}
-    for name, tensor in state_dict.items():
-        for pattern, replacement in rules:
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = tensor
-    return renamed
+@dataclass
+class Report:
+    """What became of a checkpoint's tensors.
+
+    Attributes:
+        mapped: Our name or names of each of the authors' names.
+        resized: Shapes before and after, of each of our names whose tensor was made to fit.
+        dropped: The authors' names that have no place in the model.
+        missing: Our names that the checkpoint lacks and that stay as they were initialised, such as a classifier's.
+    """
+
+    mapped: dict[str, str] = field(default_factory=dict)
+    resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """One line, then one a tensor that was not simply renamed."""
+        counts = f"{len(self.mapped)} mapped, {len(self.resized)} resized, {len(self.dropped)} dropped"
+        lines = [f"{counts}, {len(self.missing)} missing"]
+        lines += [f"resized {name}: {before} to {after}" for name, (before, after) in self.resized.items()]
+        lines += [f"dropped {name}" for name in self.dropped] + [f"missing {name}" for name in self.missing]
+        return "\n".join(lines)
+
+
+class Translated(dict):
+    """Named tensors in our names, with a `report` of how they came to be."""
+
+    report: Report
+
+
+def rename(name: str, rules: Sequence[tuple[str, str]]) -> str:
+    """Apply `rules`, pairs of a regular expression and its replacement, one after the other."""
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def translate(
@@ -36,13 +65,16 @@ def translate(
     drop: str | None = None,
     adapt: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] | None = None,
     free: Sequence[str] = ("head.fc.",),
-) -> dict[str, Tensor]:
+) -> Translated:
     """The named tensors of a checkpoint for `model`; one that has our names already passes unchanged.
+
+    Of a detector or segmenter of OpenMMLab only the backbone counts, and it may lack the classifier and its norm.
 
     Args:
         checkpoint: As it was opened, with or without a wrapper.
         model: The model that it is for.
-        rules: From the authors' names to ours, as in `rename`.
+        rules: From the authors' names to ours, as in `rename`. Names that differ only in an ending `#0`, `#1`, ... are
+            parts of one tensor, joined along the first axis; a name `a|b` is several, the slices of the first axis.
         drop: Regular expression of the authors' names that have no place in ours, such as tables that are computed.
         adapt: What is done with the renamed tensors before they are compared with the model's, such as resizing tables.
         free: As of `fit`.
@@ -50,11 +82,48 @@ def translate(
     Raises:
         ValueError: The checkpoint does not fit the model.
     """
-    state_dict = unwrap(checkpoint)
-    if next(iter(model.state_dict())) not in state_dict:
-        kept = {name: x for name, x in state_dict.items() if drop is None or not re.search(drop, name)}
-        state_dict = rename(kept, rules)
-    return fit(state_dict if adapt is None else adapt(state_dict, model), model, free)
+    authors, report = unwrap(checkpoint), Report()
+    kept, dense = _backbone(authors)
+    if next(iter(model.state_dict())) not in kept:
+        kept = {name: x for name, x in kept.items() if drop is None or not re.search(drop, name)}
+        report.mapped = {name: rename(name, rules) for name in kept}
+    else:
+        report.mapped = {name: name for name in kept}
+    whole = authors.keys() - {f"backbone.{name}" for name in kept} - kept.keys()
+    report.dropped = [name for name in authors if name in whole]
+    renamed = _join_and_split({report.mapped[name]: x for name, x in kept.items()})
+    shapes = {name: tuple(x.shape) for name, x in renamed.items()}
+    adapted = renamed if adapt is None else adapt(renamed, model)
+    fitted = Translated(fit(adapted, model, ("head.", "norm.") if dense else free))
+    after = {name: tuple(x.shape) for name, x in fitted.items()}
+    report.resized = {name: (shapes[name], to) for name, to in after.items() if shapes.get(name, to) != to}
+    lacking = [name for name in model.state_dict() if name not in fitted]
+    report.missing = [name for name in lacking if not name.endswith("num_batches_tracked")]
+    fitted.report = report
+    return fitted
+
+
+def _backbone(state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
+    """The backbone's tensors and OpenMMLab's classifier, and whether they come without one."""
+    prefix, classifier = "backbone.", "head.fc."
+    if not any(name.startswith(prefix) for name in state_dict):
+        return state_dict, False
+    kept = {name: x for name, x in state_dict.items() if name.startswith((prefix, classifier))}
+    dense = not any(name.startswith(classifier) for name in kept)
+    return {name.removeprefix(prefix): x for name, x in kept.items()}, dense
+
+
+def _join_and_split(renamed: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Carry out what `#` and `|` say in names, as `translate` describes."""
+    done, parts = {}, {}
+    for name, x in renamed.items():
+        target, numbered, number = name.partition("#")
+        if numbered:
+            parts.setdefault(target, {})[int(number)] = x
+        else:
+            names = name.split("|")
+            done |= dict(zip(names, x.unbind() if len(names) > 1 else [x], strict=True))
+    return done | {name: torch.cat([x[i] for i in sorted(x)]) for name, x in parts.items()}
 
 
 def fit(state_dict: dict[str, Tensor], model: nn.Module, free: Sequence[str] = ("head.fc.",)) -> dict[str, Tensor]:
@@ -76,9 +145,11 @@ def fit(state_dict: dict[str, Tensor], model: nn.Module, free: Sequence[str] = (
     unknown = [name for name in state_dict if name not in wanted and not name.startswith(tuple(free))]
     shapes = {name: (tuple(state_dict[name].shape), tuple(wanted[name].shape)) for name in bound & state_dict.keys()}
     other = {name: pair for name, pair in shapes.items() if pair[0] != pair[1] and not _differs_in_channels(*pair)}
-    if not missing and not unknown and not other:
+    # A sum is finite only if all are, up to overflow, which no trained weight comes near.
+    broken = [name for name, x in state_dict.items() if x.is_floating_point() and not x.is_meta and not _is_finite(x)]
+    if not missing and not unknown and not other and not broken:
         return state_dict
-    faults = []
+    faults = [f"{len(broken)} tensors have numbers that are not finite, first {broken[0]!r}"] if broken else []
     if missing:
         faults.append(f"{len(missing)} names are missing, first {missing[0]!r}")
     if unknown:
@@ -87,6 +158,10 @@ def fit(state_dict: dict[str, Tensor], model: nn.Module, free: Sequence[str] = (
         name, (seen, expected) = min(other.items())
         faults.append(f"{len(other)} tensors have another shape, first {name!r}: got {seen}, wanted {expected}")
     raise ValueError(f"checkpoint does not fit {type(model).__name__}: {'; '.join(faults)}")
+
+
+def _is_finite(x: Tensor) -> bool:
+    return bool(torch.isfinite(x.detach().sum(dtype=torch.float64)))
 
 
 def _differs_in_channels(seen: torch.Size, wanted: torch.Size) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -11,9 +13,10 @@ from safetensors import SafetensorError
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import PretrainedCfg, build_model_with_cfg
 from timm.models._builder import resolve_pretrained_cfg
-from torch import nn
+from torch import Tensor, nn
 
 from visionattn.weights import fetch, read_weights
+from visionattn.weights.nearest import fitting_models
 
 FIGURES = ("top1", "params", "gmacs")
 
@@ -98,10 +101,19 @@ def build(family: type[nn.Module], variant: str, pretrained: bool, filter_fn: Ca
             path = file = fetch(entry, kwargs.get("cache_dir"))
             # timm copies the state dict it is given, so it is given the name, and the filter opens the file.
             kwargs["pretrained_cfg_overlay"] = overlay | {"state_dict": {"file": str(path)}}
-            return _build(
-                family, variant, pretrained, lambda _, model: filter_fn(read_weights(path), model), file, kwargs
-            )
+            filter_fn = partial(_open_and_filter, path=path, filter_fn=filter_fn)
     return _build(family, variant, pretrained, filter_fn, file, kwargs)
+
+
+def _open_and_filter(_: dict, model: nn.Module, path: Path, filter_fn: Callable) -> dict[str, Tensor]:
+    """The weights of a file in our names; of one that does not fit, the error names models that it does fit."""
+    weights = read_weights(path)
+    try:
+        return filter_fn(weights, model)
+    except ValueError as error:
+        fitting = fitting_models(weights)
+        known = f"it fits {', '.join(fitting)}" if fitting else "no model whose published size is near fits either"
+        raise ValueError(f"{error}; {known}") from error
 
 
 def _build(family, variant: str, pretrained: bool, filter_fn: Callable, file: Any, kwargs: dict) -> nn.Module:

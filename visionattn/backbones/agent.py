@@ -120,7 +120,7 @@ def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Ten
 def _cfg(id: str = "", size: int = 224, reduction: int = 32, **fields) -> PretrainedCfg:
     side = size // reduction
     return cfg(
-        url=id and f"https://cloud.tsinghua.edu.cn/f/{id}/?dl=1",
+        page=id and f"https://cloud.tsinghua.edu.cn/f/{id}/?dl=1",
         source="https://github.com/LeapLabTHU/Agent-Attention",
         paper="2312.08874",
         license="unspecified",

@@ -262,12 +262,15 @@ def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Ten
         (r"\.mlp\.[23]\.", ".mlp.fc2."),
         (r"^head\.", "head.fc."),
     ]
-    return translate(state_dict, model, rules)
+    # Detectors and segmenters norm the features with norms of their own.
+    return translate(state_dict, model, rules, drop=r"^extra_norms\.")
 
 
-def _cfg(**fields) -> PretrainedCfg:
-    # The authors' files lie on a share that nobody here has reached, so that no address is given.
+def _cfg(share: str = "", **fields) -> PretrainedCfg:
     return cfg(
+        # The authors' shares on OneDrive; their users report them dead.
+        page=share and f"https://api.onedrive.com/v1.0/shares/s!AkBbczdRlZvCh{share}/root/content",
+        dead=True,
         source="https://github.com/rayleizhu/BiFormer",
         paper="2303.08810",
         license="mit",
@@ -277,10 +280,10 @@ def _cfg(**fields) -> PretrainedCfg:
 
 default_cfgs = generate_default_cfgs(
     {
-        "biformer_tiny.in1k": _cfg(top1=81.4, params=13142760, gmacs=2.2),
-        "biformer_small.in1k": _cfg(top1=83.8, params=25536232, gmacs=4.5),
-        "biformer_base.in1k": _cfg(top1=84.3, params=56804968, gmacs=9.8),
-        "biformer_stl.in1k": _cfg(top1=82.7, params=28372552, gmacs=4.6, first_conv="stem.conv"),
+        "biformer_tiny.in1k": _cfg("HEOoGkgwgQzEDlM", top1=81.4, params=13142760, gmacs=2.2),
+        "biformer_small.in1k": _cfg("HDyM-x9KWRBZ832", top1=83.8, params=25536232, gmacs=4.5),
+        "biformer_base.in1k": _cfg("HI_XPhoadjaNxtO", top1=84.3, params=56804968, gmacs=9.8),
+        "biformer_stl.in1k": _cfg("Sf-m7ujkvx9lIQ1", top1=82.7, params=28372552, gmacs=4.6, first_conv="stem.conv"),
         "test_biformer.untrained": _cfg(input_size=(3, 96, 96), pool_size=(3, 3)),
         "test_biformer_stl.untrained": _cfg(input_size=(3, 96, 96), pool_size=(3, 3), first_conv="stem.conv"),
     }

@@ -59,7 +59,8 @@ def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Ten
         (r"^head\.", "head.fc."),
         (r"^norms\.", "head.norm."),
     ]
-    return translate(state_dict, model, rules)
+    # Detectors and segmenters norm the features with norms of their own.
+    return translate(state_dict, model, rules, drop=r"^norm\d\.")
 
 
 def _cfg(**fields) -> PretrainedCfg:
@@ -70,6 +71,8 @@ def _cfg(**fields) -> PretrainedCfg:
         **({"license": "apache-2.0" if "hf_hub_id" in fields else "mit", "first_conv": "stem.conv"} | fields),
     )
 
+
+_PAGE = "https://github.com/dingmyu/davit"
 
 # The authors evaluate with a crop of 0.9; timm's configuration of the same weights says 0.95.
 default_cfgs = generate_default_cfgs(
@@ -83,6 +86,10 @@ default_cfgs = generate_default_cfgs(
         "davit_base_va.msft_in1k": _cfg(
             hf_hub_id="timm/davit_base.msft_in1k", top1=84.6, params=87954408, gmacs=15.5, crop_pct=0.9
         ),
+        # The authors' files, on shares that this page links.
+        "davit_tiny_va.in1k": _cfg(page=_PAGE, top1=82.8, params=28360168, gmacs=4.5, crop_pct=0.9),
+        "davit_small_va.in1k": _cfg(page=_PAGE, top1=84.2, params=49745896, gmacs=8.8, crop_pct=0.9),
+        "davit_base_va.in1k": _cfg(page=_PAGE, top1=84.6, params=87954408, gmacs=15.5, crop_pct=0.9),
         "davit_large_va.untrained": _cfg(params=196811752),
         "davit_huge_va.untrained": _cfg(),
         "davit_giant_va.untrained": _cfg(),

@@ -63,7 +63,8 @@ def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Ten
         (r"^layers\.", "stages."),
         (r"^head\.", "head.fc."),
     ]
-    return translate(state_dict, model, rules)
+    # Detectors and segmenters norm the features with norms of their own.
+    return translate(state_dict, model, rules, drop=r"^norm\d\.")
 
 
 def _cfg(path: str = "", **fields) -> PretrainedCfg:

@@ -160,7 +160,7 @@ def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Ten
 def _cfg(id: str = "", size: int = 224, reduction: int = 32, **fields) -> PretrainedCfg:
     side = size // reduction
     return cfg(
-        url=id and f"https://cloud.tsinghua.edu.cn/f/{id}/?dl=1",
+        page=id and f"https://cloud.tsinghua.edu.cn/f/{id}/?dl=1",
         source="https://github.com/LeapLabTHU/InLine",
         paper="2412.06590",
         license="unspecified",

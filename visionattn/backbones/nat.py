@@ -21,6 +21,24 @@ from visionattn.registry import build, cfg
 DINAT_DILATIONS = ((1, 8), (1, 4), (1, 2), 1)
 
 
+# From the names of transformers, which projects to query, key and value apart, to the authors'.
+TRANSFORMERS = (
+    (r"^(di)?nat\.embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^(di)?nat\.embeddings\.norm\.", "patch_embed.norm."),
+    (r"^(di)?nat\.encoder\.(levels\.\d)\.layers\.", r"\2.blocks."),
+    (r"^(di)?nat\.encoder\.", ""),
+    (r"^(di)?nat\.layernorm\.", "norm."),
+    (r"^classifier\.", "head."),
+    *((rf"\.attention\.self\.{x}\.(\w+)$", rf".attn.qkv.\1#{i}") for i, x in enumerate(("query", "key", "value"))),
+    (r"\.attention\.self\.rpb$", ".attn.rpb"),
+    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+)
+
+
 class ConvStem(nn.Module):
     """Two strided convolutions and a norm: (B, in_chans, H, W) to (B, dim, H/4, W/4), odd sides rounded up."""
 
@@ -69,12 +87,13 @@ class NAT(NeighborhoodPyramid):
 
 
 def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Tensor]:
-    """Map the authors' names to ours; our own checkpoints pass unchanged.
+    """Map the authors' names and those of transformers to ours; our own checkpoints pass unchanged.
 
     Raises:
         ValueError: The checkpoint is of another model.
     """
     rules = [
+        *TRANSFORMERS,
         (r"^patch_embed\.proj\.0\.", "stem.conv1."),
         (r"^patch_embed\.proj\.1\.", "stem.conv2."),
         (r"^patch_embed\.norm\.", "stem.norm."),
@@ -83,8 +102,10 @@ def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Ten
         (r"^levels\.", "stages."),
         (r"\.gamma([12])$", r".ls\1.gamma"),
         (r"^head\.", "head.fc."),
+        (r"^(.*)\.layer_scale_parameters$", r"\1.ls1.gamma|\1.ls2.gamma"),
     ]
-    return translate(state_dict, model, rules)
+    # Detectors and segmenters norm the features with norms of their own.
+    return translate(state_dict, model, rules, drop=r"^norm\d\.")
 
 
 def _cfg(url: str = "", **fields) -> PretrainedCfg:
@@ -105,19 +126,33 @@ def _dinat(name: str, **fields) -> PretrainedCfg:
     return _cfg(f"dinat/checkpoints/{name}.pth", paper="2209.15001", **fields)
 
 
+def _hub(name: str, **fields) -> PretrainedCfg:
+    """The authors' weights in transformers' names, on the hub."""
+    paper = "2209.15001" if name.startswith("dinat") else "2204.07143"
+    return _cfg(hf_hub_id=f"shi-labs/{name.replace('_', '-')}-in1k-224", paper=paper, **fields)
+
+
 _AT_384 = {"input_size": (3, 384, 384), "pool_size": (12, 12), "crop_pct": 1.0}
 _IN22K = {"num_classes": 21841}
 _TEST = {"input_size": (3, 96, 96), "pool_size": (3, 3)}
 
 default_cfgs = generate_default_cfgs(
     {
+        "nat_mini.hub_in1k": _hub("nat_mini", top1=81.8, params=19984174, gmacs=2.7),
         "nat_mini.in1k": _nat("nat_mini", top1=81.8, params=19984174, gmacs=2.7),
+        "nat_tiny.hub_in1k": _hub("nat_tiny", top1=83.2, params=27901582, gmacs=4.3),
         "nat_tiny.in1k": _nat("nat_tiny", top1=83.2, params=27901582, gmacs=4.3),
+        "nat_small.hub_in1k": _hub("nat_small", top1=83.7, params=50743297, gmacs=7.8),
         "nat_small.in1k": _nat("nat_small", top1=83.7, params=50743297, gmacs=7.8),
+        "nat_base.hub_in1k": _hub("nat_base", top1=84.3, params=89769652, gmacs=13.7),
         "nat_base.in1k": _nat("nat_base", top1=84.3, params=89769652, gmacs=13.7),
+        "dinat_mini.hub_in1k": _hub("dinat_mini", top1=81.8, params=19984174, gmacs=2.7),
         "dinat_mini.in1k": _dinat("imagenet1k/dinat_mini_in1k_224", top1=81.8, params=19984174, gmacs=2.7),
+        "dinat_tiny.hub_in1k": _hub("dinat_tiny", top1=82.7, params=27901582, gmacs=4.3),
         "dinat_tiny.in1k": _dinat("imagenet1k/dinat_tiny_in1k_224", top1=82.7, params=27901582, gmacs=4.3),
+        "dinat_small.hub_in1k": _hub("dinat_small", top1=83.8, params=50719681, gmacs=7.8),
         "dinat_small.in1k": _dinat("imagenet1k/dinat_small_in1k_224", top1=83.8, params=50719681, gmacs=7.8),
+        "dinat_base.hub_in1k": _hub("dinat_base", top1=84.4, params=89769652, gmacs=13.7),
         "dinat_base.in1k": _dinat("imagenet1k/dinat_base_in1k_224", top1=84.4, params=89769652, gmacs=13.7),
         "dinat_large.in22k_ft_in1k": _dinat(
             "imagenet1k/dinat_large_in22k_in1k_224", top1=86.6, params=200943514, gmacs=30.6

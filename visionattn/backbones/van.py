@@ -202,12 +202,18 @@ def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Ten
     return translate(state_dict, model, rules)
 
 
-_HUB = "https://huggingface.co/Visual-Attention-Network/VAN-{}-original/resolve/main/{}.pth.tar"
+def _hub(size: str, file: str) -> dict[str, str]:
+    """The authors' repository on the hub."""
+    return {"hf_hub_id": f"Visual-Attention-Network/VAN-{size}-original", "hf_hub_filename": f"{file}.pth.tar"}
 
 
-def _cfg(url: str = "", **fields) -> PretrainedCfg:
+# The authors' files of the larger ones; mmpretrain has converted them.
+_PAGE = "https://cloud.tsinghua.edu.cn/d/0100f0cea37d41ba8d08/"
+_MM = "https://download.openmmlab.com/mmclassification/v0/van/van-{}.pth"
+
+
+def _cfg(**fields) -> PretrainedCfg:
     return cfg(
-        url=url,
         source="https://github.com/Visual-Attention-Network/VAN-Classification",
         paper="2202.09741",
         license="apache-2.0",
@@ -218,16 +224,23 @@ def _cfg(url: str = "", **fields) -> PretrainedCfg:
     )
 
 
+_IN22K = {"num_classes": 21841}
+
 default_cfgs = generate_default_cfgs(
     {
-        "van_b0.in1k": _cfg(_HUB.format("Tiny", "van_tiny_754"), top1=75.4, params=4105800, gmacs=0.9),
-        "van_b1.in1k": _cfg(_HUB.format("Small", "van_small_811"), top1=81.1, params=13861800, gmacs=2.5),
-        "van_b2.in1k": _cfg(_HUB.format("Base", "van_base_828"), top1=82.8, params=26578472, gmacs=5.0),
-        "van_b3.in1k": _cfg(_HUB.format("Large", "van_large_839"), top1=83.9, params=44765608, gmacs=9.0),
-        # The authors' files of the larger ones lie on a share that needs a person.
-        "van_b4.in1k": _cfg(top1=84.2, params=60283176, gmacs=12.2),
-        "van_b5.in22k_ft_in1k": _cfg(params=89967688, gmacs=17.2),
-        "van_b6.in22k_ft_in1k": _cfg(params=199829416, gmacs=38.4),
+        "van_b0.in1k": _cfg(**_hub("Tiny", "van_tiny_754"), top1=75.4, params=4105800, gmacs=0.9),
+        "van_b1.in1k": _cfg(**_hub("Small", "van_small_811"), top1=81.1, params=13861800, gmacs=2.5),
+        "van_b2.in1k": _cfg(**_hub("Base", "van_base_828"), top1=82.8, params=26578472, gmacs=5.0),
+        "van_b3.in1k": _cfg(**_hub("Large", "van_large_839"), top1=83.9, params=44765608, gmacs=9.0),
+        "van_b4.mm_in1k": _cfg(
+            url=_MM.format("b4_3rdparty_in1k_20220909-f4665b92"), top1=84.2, params=60283176, gmacs=12.2
+        ),
+        "van_b4.in1k": _cfg(page=_PAGE, top1=84.2, params=60283176, gmacs=12.2),
+        "van_b4.mm_in22k": _cfg(url=_MM.format("b4_3rdparty_in21k_20220909-db926b18"), **_IN22K),
+        "van_b5.in22k_ft_in1k": _cfg(page=_PAGE, params=89967688, gmacs=17.2),
+        "van_b5.mm_in22k": _cfg(url=_MM.format("b5_3rdparty_in21k_20220909-18e904e3"), **_IN22K),
+        "van_b6.in22k_ft_in1k": _cfg(page=_PAGE, params=199829416, gmacs=38.4),
+        "van_b6.mm_in22k": _cfg(url=_MM.format("b6_3rdparty_in21k_20220909-96c2cb3a"), **_IN22K),
         "test_van.untrained": _cfg(input_size=(3, 96, 96), pool_size=(3, 3)),
     }
 )
