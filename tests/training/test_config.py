@@ -1,8 +1,14 @@
+import re
 from pathlib import Path
 
 import pytest
+import timm
+import torch
+import yaml
+from timm.models import get_pretrained_cfg
 
-from visionattn.training.config import flatten, load_config, to_yaml
+from visionattn.registry import published
+from visionattn.training.config import ScheduleConfig, flatten, load_config, to_yaml
 from visionattn.training.loop import train
 from visionattn.training.model import build_model
 from visionattn.training.optimisation import build_loss, build_optimizer, build_schedule
@@ -86,7 +92,8 @@ def test_a_written_configuration_reads_back_equal(configure, tmp_path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_configuration_builds_its_model_and_optimizer(path, pictures):
-    config = load_config(path, [f"data.root={pictures}"])
+    config = load_config(path, [f"data.root={pictures}", "model.pretrained=false"])
+    config.model.kwargs["device"] = "meta"
     model = build_model(config.model, num_classes=10, input_size=config.data.input_size)
     optimizer = build_optimizer(model, config.optimizer)
     _, epochs = build_schedule(optimizer, config.schedule, updates_per_epoch=3)
@@ -96,10 +103,56 @@ def test_every_shipped_configuration_builds_its_model_and_optimizer(path, pictur
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_shipped_configuration_trains_an_epoch_on_a_small_model_and_set(path, pictures, tmp_path):
-    small = ("model.name=test_nat", "data.reader=folder", f"data.root={pictures}", "data.val_fraction=null")
-    quick = ("data.input_size=[3,32,32]", "data.batch_size=8", "data.workers=0", "schedule.epochs=1")
-    brief = ("schedule.warmup_epochs=0", "schedule.cooldown_epochs=0", "precision=fp32", "device=cpu")
-    run = train(load_config(path, (*small, *quick, *brief, f"output={tmp_path / 'run'}")))
+def test_every_shipped_configuration_has_a_header_whose_command_names_it(path):
+    header = path.read_text().partition("\nmodel:")[0]
+    assert all(line.startswith("#") or not line for line in header.splitlines())
+    assert f"tools/train.py configs/train/{path.name}" in header
+    assert all(word in header for word in ("command:", "cost"))
+    assert "expected" in header or "result:" in header
+
+
+def test_the_expected_accuracy_of_every_recipe_is_the_one_in_the_registry():
+    compared = 0
+    for path in CONFIGS:
+        expected = re.search(r"^# expected: ([0-9.]+) %", path.read_text(), re.M)
+        name = path.stem.removesuffix("_in22k_ft_in1k")
+        known = timm.list_models(f"{name}.*", pretrained=False, include_tags=True)
+        tag = "in22k_ft_in1k" if name != path.stem else "in1k"
+        entry = get_pretrained_cfg(f"{name}.{tag}" if f"{name}.{tag}" in known else name)
+        if expected and entry and any(note.startswith("top1") for note in entry.notes or ()):
+            assert published(entry)["top1"] == float(expected.group(1)), path
+            compared += 1
+    assert compared >= 30
+
+
+def test_a_polynomial_schedule_is_a_straight_line():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule, _ = build_schedule(optimizer, ScheduleConfig(name="poly", epochs=4), updates_per_epoch=1)
+    rates = []
+    for update in range(1, 4):
+        schedule.step_update(update)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.75, 0.5, 0.25])
+
+
+def _distinct() -> list[Path]:
+    """One of the shipped configurations for each way to augment and to optimise; models differ beyond that."""
+    seen = {}
+    for path in CONFIGS:
+        tree = yaml.safe_load(path.read_text())
+        keys = ("augment", "optimizer", "schedule", "label_smoothing", "ema_decay", "baselines")
+        seen.setdefault(str([tree.get(key) for key in keys]), path)
+    return list(seen.values())
+
+
+@pytest.mark.parametrize("path", _distinct(), ids=lambda path: path.stem)
+def test_every_distinct_configuration_trains_an_epoch_on_a_small_model_and_set(path, pictures, tmp_path):
+    small = ("data.reader=folder", f"data.root={pictures}", "data.val_fraction=null")
+    quick = ("data.input_size=[3,32,32]", "data.mean=null", "data.std=null", "data.batch_size=8", "data.workers=0")
+    brief = ("optimizer.accumulate=1", "schedule.epochs=1", "schedule.warmup_epochs=0", "schedule.cooldown_epochs=0")
+    plain = ("precision=fp32", "device=cpu", f"output={tmp_path / 'run'}")
+    config = load_config(path, (*quick, *brief, *plain, "model.pretrained=false", *small, "model.name=test_nat"))
+    config.model.kwargs = {"drop_path_rate": config.model.kwargs.get("drop_path_rate", 0.0)}
+    run = train(config)
     assert run.updates == 24 // 8
     assert (run.folder.best / "model.safetensors").is_file()
