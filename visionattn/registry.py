@@ -124,7 +124,11 @@ def _build(family, variant: str, pretrained: bool, filter_fn: Callable, file: An
             variant,
             pretrained,
             pretrained_filter_fn=filter_fn,
-            feature_cfg={"out_indices": tuple(range(4)), "flatten_sequential": True},
+            feature_cfg={
+                "out_indices": tuple(range(4)),
+                "flatten_sequential": True,
+                "feature_cls": getattr(family, "feature_cls", "list"),
+            },
             **kwargs,
         )
     model.pretrained_cfg.pop("state_dict", None)

@@ -55,10 +55,10 @@ class AgentAttention(nn.Module):
         shapes = {
             "an_bias": (heads, num_agents, 7, 7),
             "na_bias": (heads, num_agents, 7, 7),
-            "ah_bias": (1, heads, num_agents, side, 1),
-            "aw_bias": (1, heads, num_agents, 1, side),
-            "ha_bias": (1, heads, side, 1, num_agents),
-            "wa_bias": (1, heads, 1, side, num_agents),
+            "ah_bias": (heads, num_agents, side, 1),
+            "aw_bias": (heads, num_agents, 1, side),
+            "ha_bias": (heads, side, 1, num_agents),
+            "wa_bias": (heads, 1, side, num_agents),
         }
         if self.class_token:
             shapes |= {"ac_bias": (1, heads, num_agents, 1), "ca_bias": (1, heads, 1, num_agents)}
@@ -98,8 +98,8 @@ class AgentAttention(nn.Module):
 
     def biases(self, height: int, width: int) -> tuple[Tensor, Tensor]:
         """What is added to the scores of agents for tokens (heads, A, N) and of tokens for agents (heads, N, A)."""
-        gather = self._fit(self.an_bias, (self.ah_bias + self.aw_bias)[0], height, width)
-        rows_and_columns = (self.ha_bias + self.wa_bias)[0].permute(0, 3, 1, 2)
+        gather = self._fit(self.an_bias, self.ah_bias + self.aw_bias, height, width)
+        rows_and_columns = (self.ha_bias + self.wa_bias).permute(0, 3, 1, 2)
         give = self._fit(self.na_bias, rows_and_columns, height, width).transpose(1, 2)
         if self.class_token:
             gather = torch.cat([self._fit_agents(self.ac_bias[0]), gather], 2)

@@ -18,7 +18,8 @@ from visionattn.layers import AttentionBlock
 
 BLOCKS_A_STAGE = 3
 RULES = [
-    (r"^(cls_token|pos_embed)$", r"stem.\1"),
+    (r"^cls_token$", "stem.cls_token"),
+    (r"^pos_embed$", "stem.token_embed"),
     (r"^patch_embed\.", "stem."),
     *((rf"^blocks\.{i}\.", f"stages.{i // BLOCKS_A_STAGE}.blocks.{i % BLOCKS_A_STAGE}.") for i in range(12)),
     (r"^head\.", "head.fc."),
@@ -38,19 +39,19 @@ class TokenStem(nn.Module):
         self.side = side
         self.proj = nn.Conv2d(in_chans, dim, 16, stride=16, **dd)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim, **dd))
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + side * side, dim, **dd))
+        self.token_embed = nn.Parameter(torch.empty(1, 1 + side * side, dim, **dd))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw class token and embedding from a truncated normal distribution of deviation 0.02."""
         trunc_normal_(self.cls_token, std=0.02)
-        trunc_normal_(self.pos_embed, std=0.02)
+        trunc_normal_(self.token_embed, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         """Image to tokens."""
         x = self.proj(F.pad(x, (0, -x.shape[3] % 16, 0, -x.shape[2] % 16)))
         height, width = x.shape[2], x.shape[3]
-        pos_embed = self.pos_embed
+        pos_embed = self.token_embed
         if height != self.side or width != self.side:
             grid = pos_embed[:, 1:].transpose(1, 2).reshape(1, -1, self.side, self.side)
             grid = F.interpolate(grid, [height, width], mode="bicubic").flatten(2).transpose(1, 2)
@@ -105,6 +106,8 @@ class DeiT(LinearTrunk):
     """
 
     reductions = (16, 16, 16, 16)
+    # Maps of tokens come from `forward_intermediates`, not from the stages alone.
+    feature_cls = "getter"
     norm_eps = 1e-6
     make_stem = TokenStem
     make_block: ClassVar[Callable[..., nn.Module]] = TokenBlock
@@ -127,7 +130,7 @@ class DeiT(LinearTrunk):
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Class token and position embedding, which the authors train without weight decay."""
-        return {"stem.cls_token", "stem.pos_embed"}
+        return {"stem.cls_token", "stem.token_embed"}
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Image (B, in_chans, H, W) to the normed tokens as a map (B, C, 1 + H W, 1), the class token first."""

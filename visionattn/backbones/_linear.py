@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm2d, calculate_drop_path_rates
+from timm.layers import LayerNorm2d, calculate_drop_path_rates, to_2tuple
 from torch import Tensor, nn
 
 from visionattn.backbones._pyramid import Pyramid, Stage
@@ -65,6 +65,7 @@ class LinearTrunk(Pyramid):
         dtype=None,
     ):
         dd = {"device": device, "dtype": dtype}
+        img_size = square(img_size)
         linear_depths = depths if linear_depths is None else linear_depths
         if len(linear_depths) != len(depths) or any(n > depth for n, depth in zip(linear_depths, depths, strict=True)):
             raise ValueError(f"linear_depths must be at most depths {tuple(depths)}, got {tuple(linear_depths)}")
@@ -95,6 +96,18 @@ class LinearTrunk(Pyramid):
         )
 
 
+def square(img_size: int | Sequence[int]) -> int:
+    """The side of an image that may be given by both sides.
+
+    Raises:
+        ValueError: The image is not square.
+    """
+    sides = to_2tuple(img_size)
+    if sides[0] != sides[1]:
+        raise ValueError(f"img_size must be square, since the authors' tables are, got {img_size}")
+    return sides[0]
+
+
 def adapt(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Bring renamed tensors of the authors into our shapes, and tables of another image size to the model's.
 
@@ -111,6 +124,9 @@ def adapt(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         elif ".attns.0." in name:
             whole = name.replace(".attns.0.", ".")
             name = next((x for x in (whole, whole.replace(".get_v.", ".dwc.")) if x in wanted), name)
+        if name.endswith(("h_bias", "w_bias", ".ha_bias", ".wa_bias")) and x.ndim == 5:
+            # Without the axis of the batch, since torch cannot bring five axes into channels_last.
+            x = x[0]
         if name in wanted and x.shape != wanted[name].shape and x.ndim == wanted[name].ndim:
             x = _resize(name.rsplit(".", 1)[-1], x, wanted[name].shape)
         adapted[name] = x
@@ -119,7 +135,7 @@ def adapt(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
 
 def _resize(kind: str, x: Tensor, shape: Sequence[int]) -> Tensor:
     """The table `x` in `shape` where only its size in positions differs; as it is otherwise."""
-    axes = {"ah_bias": 3, "aw_bias": 4, "ha_bias": 2, "wa_bias": 3}
+    axes = {"ah_bias": 2, "aw_bias": 3, "ha_bias": 1, "wa_bias": 2}
     if kind in axes:
         axis = axes[kind]
         if [n for i, n in enumerate(x.shape) if i != axis] != [n for i, n in enumerate(shape) if i != axis]:
@@ -133,7 +149,7 @@ def _resize(kind: str, x: Tensor, shape: Sequence[int]) -> Tensor:
         )
     if kind == "relative_position_bias_table" and x.shape[1] == shape[1]:
         return _resize_square(x.float(), shape[0]).to(x.dtype)
-    if kind == "pos_embed" and x.shape[2] == shape[2]:
+    if kind in ("pos_embed", "token_embed") and x.shape[2] == shape[2]:
         tokens = x.shape[1] - int(x.shape[1] ** 0.5) ** 2
         return torch.cat([x[:, :tokens], _resize_square(x[0, tokens:].float(), shape[1] - tokens)[None].to(x.dtype)], 1)
     return x

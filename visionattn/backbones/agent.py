@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from visionattn.backbones import _cswin, _deit, _pvt, _swin
 from visionattn.backbones._agent import AgentAttention, TokenAgentAttention
-from visionattn.backbones._linear import adapt
+from visionattn.backbones._linear import adapt, square
 from visionattn.checkpoint import translate
 from visionattn.registry import build, cfg
 
@@ -40,7 +40,7 @@ class _Agents:
 
     def __init__(self, num_agents=(9, 16, 49, 49), agent_shapes="classification", img_size: int = 224, **kwargs):
         constructors = [
-            partial(self.attention, num_agents=number, side=img_size // reduction)
+            partial(self.attention, num_agents=number, side=square(img_size) // reduction)
             for number, reduction in zip(num_agents, self.reductions, strict=True)
         ]
         super().__init__(make_attention=constructors, img_size=img_size, **kwargs)
@@ -104,7 +104,7 @@ def adapt_agents(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, T
     for name, module in model.named_modules():
         table = state_dict.get(f"{name}.an_bias", state_dict.get(f"{name}.attns.0.an_bias"))
         if isinstance(module, AgentAttention) and table is not None and table.shape[1] != module.an_bias.shape[1]:
-            module.set_tables(table.shape[1], module.ah_bias.shape[3])
+            module.set_tables(table.shape[1], module.ah_bias.shape[2])
     return adapt(state_dict, model)
 
 
@@ -222,7 +222,14 @@ def agent_deit_base(pretrained: bool = False, **kwargs) -> AgentDeiT:
 def agent_deit_small_448(pretrained: bool = False, **kwargs) -> AgentDeiT:
     """Agent-DeiT-S at 448 px."""
     return _create(
-        AgentDeiT, "agent_deit_small_448", pretrained, kwargs, dims=384, num_heads=6, img_size=448, drop_path_rate=0.1
+        AgentDeiT,
+        "agent_deit_small_448",
+        pretrained,
+        kwargs,
+        dims=384,
+        num_heads=6,
+        img_size=448,
+        drop_path_rate=0.1,
     )
 
 

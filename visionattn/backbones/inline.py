@@ -237,7 +237,14 @@ def inline_deit_tiny(pretrained: bool = False, **kwargs) -> InLineDeiT:
 def inline_deit_small(pretrained: bool = False, **kwargs) -> InLineDeiT:
     """InLine-DeiT-S at 288 px, of 320 channels."""
     return _create(
-        InLineDeiT, "inline_deit_small", pretrained, kwargs, dims=320, num_heads=10, img_size=288, drop_path_rate=0.1
+        InLineDeiT,
+        "inline_deit_small",
+        pretrained,
+        kwargs,
+        dims=320,
+        num_heads=10,
+        img_size=288,
+        drop_path_rate=0.1,
     )
 
 
@@ -245,7 +252,14 @@ def inline_deit_small(pretrained: bool = False, **kwargs) -> InLineDeiT:
 def inline_deit_base(pretrained: bool = False, **kwargs) -> InLineDeiT:
     """InLine-DeiT-B at 448 px, of 384 channels."""
     return _create(
-        InLineDeiT, "inline_deit_base", pretrained, kwargs, dims=384, num_heads=12, img_size=448, drop_path_rate=0.1
+        InLineDeiT,
+        "inline_deit_base",
+        pretrained,
+        kwargs,
+        dims=384,
+        num_heads=12,
+        img_size=448,
+        drop_path_rate=0.1,
     )
 
 
