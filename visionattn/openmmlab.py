@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from timm.layers import LayerNorm2d
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 import visionattn  # noqa: F401  (registers the models)
@@ -25,8 +27,10 @@ try:
 except ImportError as error:
     raise ImportError("visionattn.openmmlab needs mmcv and mmengine: pip install 'visionattn[mm]'") from error
 
+from mmengine.config import Config
 from mmengine.model import BaseModule
-from mmengine.registry import MODELS
+from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.utils import digit_version
 from safetensors.torch import load_file
@@ -132,8 +136,9 @@ class VisionAttn(BaseModule):
         self.out_indices = tuple(out_indices)
         if not self.out_indices or list(self.out_indices) != sorted({*self.out_indices} & {*range(len(info))}):
             raise ValueError(f"out_indices must rise within 0 to {len(info) - 1} for {model}, got {out_indices}")
-        if not -1 <= frozen_stages <= len(info):
-            raise ValueError(f"frozen_stages must be from -1 to {len(info)} for {model}, got {frozen_stages}")
+        deepest = self.out_indices[-1] + 1
+        if not -1 <= frozen_stages <= deepest:
+            raise ValueError(f"frozen_stages must be from -1 to {deepest} for {model}, got {frozen_stages}")
         self.norm_eval = norm_eval
         self.out_channels = [info[i]["num_chs"] for i in self.out_indices]
         self.strides = [info[i]["reduction"] for i in self.out_indices]
@@ -250,3 +255,62 @@ def _translate(backbone: VisionAttn, state_dict: dict, prefix: str, *_: Any) -> 
     whole = backbone._create(pretrained=True, pretrained_cfg_overlay={"state_dict": weights}).state_dict()
     kept = backbone.body.state_dict()
     state_dict.update({f"{prefix}body.{name}": x for name, x in whole.items() if name in kept})
+
+
+def fit_to_machine(config: Config) -> Config:
+    """Without a GPU batch norms cannot be synchronised: the plain ones take their place in `config`, in place."""
+    if not torch.cuda.is_available():
+        _replace_sync_norms(config)
+    return config
+
+
+def _replace_sync_norms(node: Any) -> None:
+    if isinstance(node, dict):
+        if node.get("type") == "SyncBN":
+            node["type"] = "BN"
+        for child in node.values():
+            _replace_sync_norms(child)
+    elif isinstance(node, list | tuple):
+        for child in node:
+            _replace_sync_norms(child)
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class VisionAttnOptimizer(DefaultOptimWrapperConstructor):
+    """mmengine's optimiser, with layer decay in the backbone and the authors' exclusions from weight decay.
+
+    Of the backbone, norms, biases and what the model names in `no_weight_decay` have none. `paramwise_cfg` takes
+    `layer_decay`, the factor of the learning rate from each layer of the backbone to the one below it (1 for none), and
+    `norm_decay_mult`, which gives norms outside the backbone less or none. Everything else there is mmengine's.
+    """
+
+    def __call__(self, model: nn.Module):
+        """The wrapped optimiser of a detector or segmenter."""
+        options = dict(self.paramwise_cfg)
+        decay = options.pop("layer_decay", 1.0)
+        model = getattr(model, "module", model)
+        backbones = {name: module for name, module in model.named_modules() if isinstance(module, VisionAttn)}
+        if len(backbones) != 1:
+            raise ValueError(f"model must have one backbone of type VisionAttn, got {len(backbones)}")
+        (prefix, backbone), *_ = backbones.items()
+        rules = _backbone_rules(backbone, decay, f"{prefix}." if prefix else "")
+        options["custom_keys"] = {**options.get("custom_keys", {}), **rules}
+        config = {"type": "OptimWrapper", **self.optim_wrapper_cfg, "optimizer": dict(self.optimizer_cfg)}
+        return DefaultOptimWrapperConstructor(config, options)(model)
+
+
+def _backbone_rules(backbone: VisionAttn, decay: float, prefix: str) -> dict[str, dict[str, float]]:
+    """Factors of the learning rate and the weight decay of every parameter of the backbone, by its whole name."""
+    body = backbone.body
+    layers = group_parameters(body, body.group_matcher(), reverse=True)
+    excluded = getattr(body, "no_weight_decay", set)()
+    rules = {}
+    for name, parameter in backbone.named_parameters():
+        inner = name.removeprefix("body.")
+        layer = layers.get(inner, max(layers.values()) + 1)
+        plain = parameter.ndim > 1 and not any(fnmatch(inner, pattern) for pattern in excluded)
+        rules[prefix + name] = {
+            "lr_mult": decay ** (max(layers.values()) + 1 - layer),
+            "decay_mult": float(plain),
+        }
+    return rules
