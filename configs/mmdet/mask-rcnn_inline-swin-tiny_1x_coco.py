@@ -1,0 +1,27 @@
+# Mask R-CNN on inline_swin_tiny, 1x schedule, COCO, 8 GPUs of 2 images.
+# Untrained: no result of this model is published or has been measured.
+# Source: https://github.com/LeapLabTHU/InLine
+# python tools/mm_train.py configs/mmdet/mask-rcnn_inline-swin-tiny_1x_coco.py
+_base_ = "mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py"
+custom_imports = dict(imports=["visionattn.openmmlab"], allow_failed_imports=False)
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type="VisionAttn",
+        model="inline_swin_tiny",
+    ),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)
+max_epochs = 12
+train_cfg = dict(max_epochs=max_epochs)
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=1000),
+    dict(type="MultiStepLR", begin=0, end=max_epochs, by_epoch=True, milestones=[8, 11], gamma=0.1),
+]
+optim_wrapper = dict(
+    _delete_=True,
+    type="OptimWrapper",
+    optimizer=dict(type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    paramwise_cfg=None,
+)

@@ -1,0 +1,26 @@
+# UPerNet on van_b1, 160k iterations, ADE20K, crops of 512, 8 GPUs of 2 images.
+# Expected, as published: mIoU 44.9 at several scales.
+# Source: https://github.com/Visual-Attention-Network/VAN-Segmentation
+# python tools/mm_train.py configs/mmseg/upernet_van-b1_160k_ade20k-512x512.py
+_base_ = "mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py"
+custom_imports = dict(imports=["visionattn.openmmlab"], allow_failed_imports=False)
+
+model = dict(
+    data_preprocessor=dict(size=(512, 512)),
+    backbone=dict(
+        _delete_=True,
+        type="VisionAttn",
+        model="van_b1",
+        pretrained=True,
+        drop_path_rate=0.1,
+        norm_eps=1e-5,
+    ),
+    decode_head=dict(in_channels=[64, 128, 320, 512]),
+    auxiliary_head=dict(in_channels=320),
+)
+optim_wrapper = dict(
+    _delete_=True,
+    type="OptimWrapper",
+    optimizer=dict(type="AdamW", lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01),
+    paramwise_cfg=dict(custom_keys=dict(norm=dict(decay_mult=0.0))),
+)

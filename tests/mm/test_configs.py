@@ -1,0 +1,59 @@
+"""Every config builds on the packaged bases, fits its backbone, and has the size that its header quotes."""
+
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+import visionattn.openmmlab  # noqa: F401  (registers the backbone)
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted([*ROOT.glob("configs/mmdet/*.py"), *ROOT.glob("configs/mmseg/*.py")])
+
+
+def build(config: Config):
+    """The model on the meta device, without weights."""
+    config.model.backbone.pretrained = False
+    init_default_scope(config.default_scope)
+    with torch.device("meta"):
+        return MODELS.build(config.model)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_builds_and_fits_its_backbone(path):
+    text = path.read_text()
+    config = Config.fromfile(path)
+    assert f"python tools/mm_train.py {path.relative_to(ROOT)}" in text
+    assert re.search(r"^# Source: https://", text, re.M)
+    assert re.search(r"^# (Expected, as published: |Untrained: )", text, re.M)
+    model = build(config)
+    channels = model.backbone.out_channels
+    known = [x for x in (config.model.get("neck"), config.model.get("panoptic_head")) if x and "in_channels" in x]
+    assert list((known or [config.model.decode_head])[0].in_channels) == channels
+    if "auxiliary_head" in config.model:
+        assert config.model.auxiliary_head.in_channels == channels[2]
+    published = re.search(r"([\d.]+)M parameters", text)
+    if published:
+        count = sum(x.numel() for x in model.parameters()) / 1e6
+        # Authors round to whole millions, some of them downwards.
+        assert abs(count - float(published[1])) <= 1.0
+    train = config.train_dataloader.dataset
+    assert train.get("dataset", train).pipeline
+
+
+def test_every_published_model_named_by_a_config_exists():
+    for path in CONFIGS:
+        assert timm.is_model(re.search(r'model="([^"]+)"', path.read_text())[1]), path
+
+
+def test_families_with_published_results_have_the_heads_of_their_papers():
+    heads = {
+        (path.name.split("_")[0], timm.get_pretrained_cfg(Config.fromfile(path).model.backbone.model).architecture)
+        for path in CONFIGS
+    }
+    assert {("mask-rcnn", "nat_mini"), ("cascade-mask-rcnn", "dinat_large"), ("upernet", "dinat_large")} <= heads
+    assert {("retinanet", "davit_tiny_va"), ("fpn", "van_b0"), ("mask2former", "dinat_large_384_11x11")} <= heads
