@@ -1,12 +1,15 @@
-"""Time operators beside their baselines, and models beside each other.
+"""Time operators beside their baselines, models beside each other, and either on growing maps.
 
     python tools/benchmark.py op neighborhood_attention
     python tools/benchmark.py model resnet50 nat_mini dinat_mini
     python tools/benchmark.py model swin_small_patch4_window7_224 nat_tiny
+    python tools/benchmark.py growth neighborhood_attention linear_attention --sides 32 64 128 256 --plot growth.png
+    python tools/benchmark.py growth mala_tiny l2vit_tiny --sides 256 512 1024 --plot memory.png
 
 Calls take turns in one process and medians are printed. Quote the ratios: the times are those of the machine that the
 first line names. An operator is timed only after its results and gradients were found to be the baseline's, a model
-only after a step gave finite logits and gradients.
+only after a step gave finite logits and gradients. Growth is that of a forward with backward of a batch of one, and its
+plot needs the extra `viz`.
 """
 
 import argparse
@@ -22,8 +25,8 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 import torch
 
 import visionattn  # noqa: F401  (registers the models)
-from visionattn.benchmark import time_models
-from visionattn_kernels.benchmark import compare_all
+from visionattn.benchmark import growing_model, time_models
+from visionattn_kernels.benchmark import ROUTES, SIZED, Growth, compare_all, grow, growing_operator, slope
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,13 +41,18 @@ def main(argv: list[str] | None = None) -> int:
     model.add_argument("--batch", type=int, default=4)
     model.add_argument("--size", type=int, default=224)
     model.add_argument("--threads", type=int, default=2)
-    for kind in (op, model):
+    growth = kinds.add_parser("growth", help="operators or models on maps of growing sides, process time and memory")
+    growth.add_argument("names", nargs="+")
+    growth.add_argument("--sides", type=int, nargs="+", default=[32, 64, 128, 256])
+    growth.add_argument("--threads", type=int, default=1)
+    growth.add_argument("--plot", type=Path, help="file for the picture")
+    for kind in (op, model, growth):
         kind.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     print(f"{date.today()}, {_processor()}, {args.threads} threads, torch {torch.__version__}, float32, CPU")
     try:
-        _print_operator(args) if args.kind == "op" else _print_models(args)
+        {"op": _print_operator, "model": _print_models, "growth": _print_growth}[args.kind](args)
     except (AssertionError, RuntimeError, ValueError) as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 1
@@ -70,6 +78,38 @@ def _print_models(args: argparse.Namespace) -> None:
             f"{row.step * 1e3:.0f} ms, {row.step_ratio:.2f}",
         )
         print(f"{row.name:<36} {forward:>18} {step:>18}")
+
+
+def _print_growth(args: argparse.Namespace) -> None:
+    growths = []
+    for name in args.names:
+        make = growing_operator(name) if name in SIZED or name == ROUTES else growing_model(name)
+        growths.append(grow(name, make, args.sides, args.rounds))
+        seconds, memory = growths[-1].seconds, growths[-1].memory
+        print(f"{name}: time grows like pixels^{slope(seconds):.2f}, memory like pixels^{slope(memory):.2f}")
+        for side in args.sides:
+            print(f"  {side:>5} px {seconds[side] * 1e3:>10.1f} ms {memory[side] / 2**20:>10.1f} MiB")
+    if args.plot:
+        _plot(growths, args.plot)
+
+
+def _plot(growths: list[Growth], path: Path) -> None:
+    """Draw time and memory over the pixels, on logarithmic axes, beside a line that is linear in them."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, title in zip(figure.subplots(1, 2), ("milliseconds", "MiB"), strict=True):
+        for growth in growths:
+            costs = growth.seconds if title == "milliseconds" else growth.memory
+            unit = 1e-3 if title == "milliseconds" else 2**20
+            pixels = [side * side for side in costs]
+            label = f"{growth.name} ({slope(costs):.2f})"
+            (line,) = axes.loglog(pixels, [cost / unit for cost in costs.values()], "o-", label=label)
+            first = next(iter(costs.values())) / unit
+            axes.loglog(pixels, [first * n / pixels[0] for n in pixels], ":", color=line.get_color())
+        axes.set(xlabel="pixels; dotted: linear growth", ylabel=title)
+        axes.legend(title="exponent")
+    figure.savefig(path)
 
 
 def _processor() -> str:

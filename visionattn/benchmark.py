@@ -75,3 +75,21 @@ def _check(name: str, model: nn.Module, images: torch.Tensor, labels: torch.Tens
     for parameter, x in model.named_parameters():
         if x.grad is None or not torch.isfinite(x.grad).all():
             raise RuntimeError(f"{name}: {parameter} gets no finite gradient, so its time means nothing")
+
+
+def growing_model(name: str) -> Callable[[int], Callable[[], None]]:
+    """For `visionattn_kernels.benchmark.grow`: a training step of one square image, by its side."""
+    torch.manual_seed(0)
+    model = timm.create_model(name).eval()
+    labels = torch.zeros(1, dtype=torch.long)
+
+    def make(side: int) -> Callable[[], None]:
+        step = _step(model, torch.randn(1, 3, side, side), labels)
+
+        def run() -> None:
+            step()
+            model.zero_grad()  # or the next side's memory would count what this one's gradients take
+
+        return run
+
+    return make

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -14,7 +15,20 @@ from torch.profiler import ProfilerActivity, profile
 
 from visionattn_kernels.baselines import BASELINES, SHAPES
 from visionattn_kernels.op import OPS
-from visionattn_kernels.testing import Case, check, evaluate
+from visionattn_kernels.ops.routed_attention import region_routes
+from visionattn_kernels.testing import Case, aggregate, check, evaluate, flow, halo, linear, neighborhood, routed
+
+# What is measured on square maps of growing sides. Regions of routed attention keep their size, 8x8.
+SIZED: dict[str, Callable[[int], Case]] = {
+    "neighborhood_attention": lambda side: neighborhood(1, 1, side, side, 32, kernel_size=7, bias=True),
+    "neighborhood_aggregate": lambda side: aggregate(1, 1, side, side, 16, kernel_size=7),
+    "routed_attention": lambda side: routed(1, 1, side * side // 64, 64, 32, topk=4),
+    "halo_attention": lambda side: halo(1, 1, side, side, 16, block_size=8, halo_size=3),
+    "linear_attention": lambda side: linear(1, 2, side * side, 32, normalization="subtraction"),
+    "flow_attention": lambda side: flow(1, 2, side * side, 32),
+}
+# Choosing the routes is no part of routed attention: it is quadratic in the regions, and measured by this name.
+ROUTES = "region_routes"
 
 
 def interleaved(
@@ -113,3 +127,63 @@ def compare_all(op: str, rounds: int = 7, clock: Callable[[], float] = time.proc
     if op not in SHAPES:
         raise ValueError(f"op must be one of {sorted(SHAPES)}, got {op!r}")
     return [compare(case, rounds, clock) for case in SHAPES[op]]
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What a call costs on square maps of growing sides.
+
+    Attributes:
+        name: What was called.
+        seconds: By side, the median time.
+        memory: By side, the bytes that the call takes at most.
+    """
+
+    name: str
+    seconds: dict[int, float]
+    memory: dict[int, int]
+
+
+def slope(values: dict[int, float]) -> float:
+    """Of the straight line that fits log value over log pixels best, by side; 1 is linear in the pixels.
+
+    Raises:
+        ValueError: There are fewer than two sides.
+    """
+    if len(values) < 2:
+        raise ValueError(f"a slope needs two sides or more, got {list(values)}")
+    pixels, costs = (torch.tensor([math.log(x) for x in xs]) for xs in ([s * s for s in values], values.values()))
+    pixels, costs = pixels - pixels.mean(), costs - costs.mean()
+    return float((pixels * costs).sum() / (pixels * pixels).sum())
+
+
+def grow(
+    name: str,
+    make: Callable[[int], Callable[[], object]],
+    sides: Sequence[int],
+    rounds: int = 3,
+    clock: Callable[[], float] = time.process_time,
+) -> Growth:
+    """Measure the call that `make` makes for each side, the sides taking turns."""
+    calls = {side: make(side) for side in sides}
+    seconds = interleaved(calls, rounds, clock)
+    return Growth(name, seconds, {side: peak_memory(call) for side, call in calls.items()})
+
+
+def growing_operator(name: str) -> Callable[[int], Callable[[], object]]:
+    """For `grow`: forward and backward of an operator, or the choice of routes.
+
+    Raises:
+        ValueError: There is no such operator.
+    """
+    if name not in SIZED and name != ROUTES:
+        raise ValueError(f"op must be one of {sorted([*SIZED, ROUTES])}, got {name!r}")
+
+    def make(side: int) -> Callable[[], object]:
+        case = SIZED["routed_attention" if name == ROUTES else name](side)
+        tensors = case.tensors()
+        if name == ROUTES:
+            return lambda: region_routes(tensors["query"], tensors["key"], 4)
+        return lambda: evaluate(OPS[name].call, case, tensors)
+
+    return make

@@ -57,6 +57,22 @@ def test_models_are_compared_with_the_first(capsys):
     assert re.search(r"test_resnet +\d+ ms, 1\.00 +\d+ ms, 1\.00\ntest_nat +\d+ ms", capsys.readouterr().out)
 
 
+def test_growth_is_printed_and_drawn(tmp_path, capsys):
+    names, plot = ["linear_attention", "region_routes", "test_nat"], tmp_path / "growth.png"
+    arguments = ["--sides", "32", "64", "--rounds", "1", "--threads", str(torch.get_num_threads()), "--plot", str(plot)]
+    assert main(["growth", *names, *arguments]) == 0
+    printed = capsys.readouterr().out
+    for name in names:
+        assert re.search(rf"{name}: time grows like pixels\^[-\d.]+, memory like pixels\^[\d.]+\n +32 px", printed)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_slope_is_the_exponent_of_the_pixels():
+    assert benchmark.slope({side: 3.0 * side**4 for side in (8, 16, 32)}) == pytest.approx(2)
+    with pytest.raises(ValueError, match="two sides or more"):
+        benchmark.slope({8: 1.0})
+
+
 @pytest.mark.parametrize(("argv", "message"), [(["op", "na"], "got 'na'"), (["model", "nat_nano"], "nat_nano")])
 def test_unknown_names_are_told(argv, message, capsys):
     assert main([*argv, "--threads", str(torch.get_num_threads())]) == 1
