@@ -9,13 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, LayerNorm2d, Mlp, calculate_drop_path_rates, trunc_normal_
-from timm.models import (
-    PretrainedCfg,
-    generate_default_cfgs,
-    register_model,
-    register_notrace_function,
-    register_notrace_module,
-)
+from timm.models import PretrainedCfg, generate_default_cfgs, register_model, register_notrace_module
 from torch import Tensor, nn
 
 from visionattn.backbones._pyramid import Pyramid, Stage
@@ -71,6 +65,7 @@ class WindowAttention(nn.Module):
         return f"num_heads={self.num_heads}, window_size={self.window_size}"
 
 
+@register_notrace_module  # the operator checks shapes, which fx cannot trace
 class LinearAttention(nn.Module):
     """Linear attention of all tokens to all on ReLU features, with a trainable temperature for each head (LGA).
 
@@ -115,9 +110,6 @@ class LinearAttention(nn.Module):
 def _attend(query: Tensor, key: Tensor, value: Tensor, temperature: Tensor, clamp: float) -> Tensor:
     """Attention on (B, heads, N, D); TorchScript calls back into Python for it."""
     return linear_attention(query, key, value, "division", "relu", scale=temperature.flatten(), epsilon=clamp)
-
-
-_attend = register_notrace_function(_attend)  # the operator's checks of shapes are not for fx
 
 
 class LocalConcentration(nn.Module):
