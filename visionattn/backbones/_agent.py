@@ -62,6 +62,7 @@ class AgentAttention(nn.Module):
         }
         if self.class_token:
             shapes |= {"ac_bias": (1, heads, num_agents, 1), "ca_bias": (1, heads, 1, num_agents)}
+        self.ac_bias = self.ca_bias = None
         for name, shape in shapes.items():
             setattr(self, name, nn.Parameter(torch.empty(shape, **dd)))
         self.reset_parameters()
@@ -69,7 +70,7 @@ class AgentAttention(nn.Module):
     def reset_parameters(self) -> None:
         """Draw the biases from a truncated normal distribution of deviation 0.02."""
         for name in BIASES:
-            if hasattr(self, name):
+            if getattr(self, name) is not None:
                 trunc_normal_(getattr(self, name), std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,7 +102,7 @@ class AgentAttention(nn.Module):
         gather = self._fit(self.an_bias, self.ah_bias + self.aw_bias, height, width)
         rows_and_columns = (self.ha_bias + self.wa_bias).permute(0, 3, 1, 2)
         give = self._fit(self.na_bias, rows_and_columns, height, width).transpose(1, 2)
-        if self.class_token:
+        if self.ac_bias is not None and self.ca_bias is not None:
             gather = torch.cat([self._fit_agents(self.ac_bias[0]), gather], 2)
             give = torch.cat([self._fit_agents(self.ca_bias[0].transpose(1, 2)).transpose(1, 2), give], 1)
         return gather, give

@@ -50,7 +50,7 @@ class ShiftedWindowAttention(WindowAttention):
         x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
         padded_height, padded_width = x.shape[1], x.shape[2]
         shift = self.shift if self.always_shift or min(height, width) > window else 0
-        mask = None
+        mask: Tensor | None = None
         if shift > 0:
             x = torch.roll(x, [-shift, -shift], [1, 2])
             mask = self._mask(padded_height, padded_width, shift, x)

@@ -35,7 +35,7 @@ class _Agents:
         ValueError: `agent_shapes` names no preset or does not fit the stages.
     """
 
-    attention: ClassVar = AgentAttention
+    attention = AgentAttention
     presets: ClassVar[Mapping[str, Sequence]] = {}
 
     def __init__(self, num_agents=(9, 16, 49, 49), agent_shapes="classification", img_size: int = 224, **kwargs):
@@ -72,7 +72,7 @@ class _Agents:
 class AgentDeiT(_Agents, _deit.DeiT):
     """Agent Attention on DeiT."""
 
-    attention = partial(TokenAgentAttention, class_token=True)
+    attention = staticmethod(partial(TokenAgentAttention, class_token=True))
     rules = _deit.RULES
 
     def __init__(self, num_agents=(49, 49, 49, 49), **kwargs):

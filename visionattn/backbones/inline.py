@@ -72,10 +72,10 @@ class InLineAttention(nn.Module):
         """Convolve the values (B, H W, C) of each image with its own kernel, to which that of CSWin is added."""
         batch, tokens, dim = value.shape
         kernel = self.residual(mean.unsqueeze(-1)).view(batch, dim, 3, 3)
-        bias = None
+        bias: Tensor | None = None
         if self.get_v is not None:
             kernel = kernel + self.get_v.weight.squeeze(1)
-            bias = self.get_v.bias.repeat(batch)
+            bias = torch.cat([self.get_v.bias] * batch)
         value = value.transpose(1, 2).reshape(1, batch * dim, height, width)
         kernel = kernel.to(value.dtype).view(batch * dim, 1, 3, 3)
         bias = None if bias is None else bias.to(value.dtype)
