@@ -72,11 +72,11 @@ class CrossWindowAttention(nn.Module):
         for i, lepe in enumerate(self.attns):
             some = qkv if stripe == 0 else qkv.chunk(2, -1)[i]
             sides = [rows, columns] if stripe == 0 else ([rows, stripe] if i == 0 else [stripe, columns])
-            parts.append(self._branch(some, lepe, sides))
+            parts.append(self._branch(some, lepe.get_v.weight, lepe.get_v.bias, sides))
         out = parts[0] if stripe == 0 else torch.cat(parts, -1)
         return self.proj_drop(self.proj(out[:, :height, :width]))
 
-    def _branch(self, qkv: Tensor, lepe: nn.Module, sides: list[int]) -> Tensor:
+    def _branch(self, qkv: Tensor, weight: Tensor, bias: Tensor | None, sides: list[int]) -> Tensor:
         """Attention of (B, H, W, 3, C) within windows of `sides`, (B, H, W, C)."""
         batch, height, width, _, dim = qkv.shape
         down, right = height // sides[0], width // sides[1]
@@ -85,7 +85,8 @@ class CrossWindowAttention(nn.Module):
         heads = windows.view(3, -1, windows.shape[2], self.num_heads, dim // self.num_heads).transpose(2, 3)
         out = F.scaled_dot_product_attention(heads[0], heads[1], heads[2])
         out = out.transpose(1, 2).reshape(-1, sides[0], sides[1], dim)
-        out = out + lepe(windows[2].view(-1, sides[0], sides[1], dim))
+        value = windows[2].view(-1, sides[0], sides[1], dim).permute(0, 3, 1, 2)
+        out = out + F.conv2d(value, weight, bias, padding=1, groups=dim).permute(0, 2, 3, 1)
         out = out.view(batch, down, right, sides[0], sides[1], dim).transpose(2, 3)
         return out.reshape(batch, height, width, dim)
 

@@ -75,7 +75,9 @@ class InLineAttention(nn.Module):
         bias: Tensor | None = None
         if self.get_v is not None:
             kernel = kernel + self.get_v.weight.squeeze(1)
-            bias = torch.cat([self.get_v.bias] * batch)
+            trained = self.get_v.bias
+            if trained is not None:
+                bias = trained.repeat(batch)
         value = value.transpose(1, 2).reshape(1, batch * dim, height, width)
         kernel = kernel.to(value.dtype).view(batch * dim, 1, 3, 3)
         bias = None if bias is None else bias.to(value.dtype)
