@@ -116,6 +116,8 @@ class DeiT(LinearTrunk):
 
     def __init__(self, *, dims: int, depth: int = BLOCKS_A_STAGE, num_heads: int, **kwargs):
         super().__init__(dims=(dims,) * 4, depths=(depth,) * 4, num_heads=(num_heads,) * 4, **kwargs)
+        # TorchScript reads a Sequential's own forward, which passes no size.
+        self.stages = nn.ModuleList(self.stages)
 
     @staticmethod
     def make_downsample(in_dim: int, dim: int, side: int, **dd) -> nn.Module:
