@@ -102,7 +102,8 @@ class TokenStage(nn.Module):
 class DeiT(LinearTrunk):
     """A class token, which the head sees, and one resolution. Arguments: `LinearTrunk`.
 
-    `forward_features` gives the tokens as a map of one column, (B, C, 1 + H W, 1), the class token first.
+    `forward_features` gives the tokens as a map of one column, (B, C, 1 + H W, 1), the class token first; of a model
+    whose last stages are pruned, and whose class token nothing sees, the patches as a map (B, C, H, W).
     """
 
     reductions = (16, 16, 16, 16)
@@ -118,6 +119,7 @@ class DeiT(LinearTrunk):
         super().__init__(dims=(dims,) * 4, depths=(depth,) * 4, num_heads=(num_heads,) * 4, **kwargs)
         # TorchScript reads a Sequential's own forward, which passes no size.
         self.stages = nn.ModuleList(self.stages)
+        self.gives_class_token = True
 
     @staticmethod
     def make_downsample(in_dim: int, dim: int, side: int, **dd) -> nn.Module:
@@ -135,12 +137,24 @@ class DeiT(LinearTrunk):
         return {"stem.cls_token", "stem.token_embed"}
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Image (B, in_chans, H, W) to the normed tokens as a map (B, C, 1 + H W, 1), the class token first."""
+        """Image (B, in_chans, H, W) to the normed tokens (B, C, 1 + H W, 1), or the patches alone once pruned."""
         height, width = -(-x.shape[2] // 16), -(-x.shape[3] // 16)
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x, height, width)
-        return self.norm(x).transpose(1, 2).unsqueeze(3)
+        x = self.norm(x).transpose(1, 2)
+        if self.gives_class_token:
+            return x.unsqueeze(3)
+        return x[:, :, 1:].unflatten(2, (height, width))
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what the stages in `indices` do not need. Arguments and result: `Pyramid`."""
+        stages = len(self.stages)
+        take = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        self.gives_class_token = self.gives_class_token and len(self.stages) == stages
+        return take
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Classify the class token of what `forward_features` gives; with `pre_logits` only pick it."""
