@@ -25,8 +25,8 @@ def test_a_position_is_gated_by_its_row_and_its_column(shared):
     def gate(means, weight):
         return torch.sigmoid(F.group_norm(F.conv1d(means, weight, padding=3, groups=32), 16))
 
-    rows = gate(x.sum(3) / 4, module.conv_rows.weight)
-    columns = gate(x.sum(2) / 9, module.conv_columns.weight)
+    rows = gate(x.sum(3) / 4, module.convs[0].weight)
+    columns = gate(x.sum(2) / 9, module.convs[-1].weight)
     want = torch.einsum("bchw,bch,bcw->bchw", x, rows, columns)
     torch.testing.assert_close(module(x), want, rtol=1e-12, atol=1e-12)
 
@@ -65,7 +65,7 @@ def test_every_block_of_a_net_has_its_attention(host, channels, kind, number):
 @pytest.mark.parametrize("name", ["test_ela_resnet", "test_ela_mobilenetv2"])
 def test_convolutions_may_be_separate(name):
     modules = timm.create_model(name, shared=False, device="meta").modules()
-    assert all(x.conv_rows is not x.conv_columns for x in modules if isinstance(x, ELA))
+    assert all(len(x.convs) == 2 for x in modules if isinstance(x, ELA))
 
 
 @pytest.mark.parametrize(("placement", "dims"), [("output", [64, 256]), ("conv", [16, 64])])

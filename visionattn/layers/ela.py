@@ -39,12 +39,12 @@ class ELA(nn.Module):
             nn.Conv1d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim // width, bias=False, **dd)
             for _ in range(1 if shared else 2)
         ]
-        self.conv_rows = convs[0]
-        self.conv_columns = convs[-1]
+        # A list, since one module under two names would stand twice in a state dict, which safetensors refuses.
+        self.convs = nn.ModuleList(convs)
         self.norm = nn.GroupNorm(norm_groups, dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
-        rows = self.norm(self.conv_rows(x.mean(3))).sigmoid()
-        columns = self.norm(self.conv_columns(x.mean(2))).sigmoid()
+        rows = self.norm(self.convs[0](x.mean(3))).sigmoid()
+        columns = self.norm(self.convs[-1](x.mean(2))).sigmoid()
         return x * rows.unsqueeze(3) * columns.unsqueeze(2)
