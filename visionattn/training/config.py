@@ -173,6 +173,7 @@ class Config:
         label_smoothing: share of the target that is spread over all classes.
         ema_decay: keep an average of the weights with this decay (with warm-up); validate and keep it as the best.
         baselines: before training, score 1-nearest-neighbour and logistic regression on the pixels. Small sets only.
+        attention_entropy: after each epoch, add the entropy of each attention to attention_entropy.jsonl.
         report: write report.html at the end.
         examples: validation pictures to write to `output`/examples, their class in the name.
     """
@@ -192,6 +193,7 @@ class Config:
     label_smoothing: float = 0.0
     ema_decay: float | None = None
     baselines: bool = False
+    attention_entropy: bool = False
     report: bool = True
     examples: int = 0
 

@@ -38,6 +38,7 @@ _FREE_KEYS = {
     "resume",
     "examples",
     "baselines",
+    "attention_entropy",
     "report",
     "data.root",
     "data.workers",
@@ -75,7 +76,7 @@ class RunFolder:
     """Files of one run below `path`; nothing is created before the first write.
 
     config.yaml (all keys), environment.json (one entry a start), train.log, summary.csv, curves.png, last.pt (the state
-    to resume from), best/ (the model for prediction), report.html, examples/.
+    to resume from), best/ (the model for prediction), report.html, attention_entropy.jsonl, examples/.
     """
 
     def __init__(self, path: str | Path) -> None:

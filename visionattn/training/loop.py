@@ -4,6 +4,7 @@ Each epoch starts from seeds that are a function of (seed, epoch), and a checkpo
 that a resumed run ends with the weights of an uninterrupted one, bit for bit on the CPU.
 """
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -34,12 +35,15 @@ from visionattn.training.data import (
     val_loader,
 )
 from visionattn.training.distillation import build_distillation
+from visionattn.training.entropy import attention_entropy
 from visionattn.training.folder import RunFolder, replacing
 from visionattn.training.guard import check_loss
 from visionattn.training.model import build_model, load_model
 from visionattn.training.optimisation import build_ema, build_loss, build_optimizer, build_schedule
 from visionattn.training.report import Report, score
 from visionattn.training.webpage import judge, webpage
+
+_ENTROPY_PICTURES = 8
 
 
 class Run:
@@ -270,6 +274,10 @@ def save_epoch(run: Run) -> None:
         best = run.ema.module if run.ema else run.bare_model
         run.folder.save_best(best, run.class_names, run.data_config)
     run.folder.save_history(run.history, run.baselines)
+    if run.config.attention_entropy:
+        images = torch.stack([run.val[position][0] for position in range(min(_ENTROPY_PICTURES, len(run.val)))])
+        entropy = attention_entropy(run.bare_model, images.to(run.accelerator.device))
+        run.folder.append("attention_entropy.jsonl", json.dumps({"epoch": newest["epoch"], **entropy}))
     run.folder.save_last(run.state())
 
 
