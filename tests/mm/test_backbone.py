@@ -103,6 +103,29 @@ def test_recomputed_blocks_give_the_same_gradients():
     assert all(torch.allclose(*pair, rtol=1e-5, atol=1e-7) for pair in zip(*grads, strict=True))
 
 
+def test_layers_learn_slower_the_deeper_they_lie_and_biases_do_not_decay():
+    from mmengine.optim import build_optim_wrapper
+
+    model = nn.Module()
+    model.backbone, model.head = build("test_nat", out_norm=1e-5), nn.Linear(4, 4)
+    wrapper = {"type": "OptimWrapper", "optimizer": {"type": "AdamW", "lr": 1.0, "weight_decay": 0.5}}
+    settings = {"constructor": "VisionAttnOptimizer", "paramwise_cfg": {"layer_decay": 0.5}}
+    groups = build_optim_wrapper(model, wrapper | settings).optimizer.param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {names[id(group["params"][0])]: (group["lr"], group["weight_decay"]) for group in groups}
+    assert found.keys() == set(names.values())
+    assert found["head.weight"] == (1.0, 0.5)
+    body = "backbone.body"
+    rates = [found[f"{body}.{name}.weight"][0] for name in ("stem.conv1", "stages.0.blocks.0.mlp.fc1")]
+    rates += [found[f"{body}.stages.{i}.blocks.0.mlp.fc1.weight"][0] for i in (1, 2, 3)]
+    assert rates == sorted(set(rates))
+    # Stem, six blocks and the outputs' norms are layers of their own.
+    assert found["backbone.out_norms.0.weight"] == (1.0, 0.0)
+    assert found[f"{body}.stages.3.blocks.0.mlp.fc1.weight"] == (0.5, 0.5)
+    assert all(decay == 0 for name, (_, decay) in found.items() if name.startswith(body) and "rpb" in name)
+    assert all(decay == 0 for name, (_, decay) in found.items() if name.startswith(body) and name.endswith("bias"))
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
