@@ -70,14 +70,13 @@ def _print_operator(args: argparse.Namespace) -> None:
 
 
 def _print_models(args: argparse.Namespace) -> None:
-    print(f"batch {args.batch}, {args.size} px; ratios of time to {args.names[0]}, below 1 is faster")
-    print(f"{'model':<36} {'forward':>18} {'training step':>18}")
+    print(f"batch {args.batch}, {args.size} px; ratios to {args.names[0]}, below 1 is faster or smaller")
+    print(f"{'model':<36} {'forward':>18} {'training step':>18} {'training memory':>18}")
     for row in time_models(args.names, args.batch, args.size, args.rounds):
-        forward, step = (
-            f"{row.forward * 1e3:.0f} ms, {row.forward_ratio:.2f}",
-            f"{row.step * 1e3:.0f} ms, {row.step_ratio:.2f}",
-        )
-        print(f"{row.name:<36} {forward:>18} {step:>18}")
+        forward = f"{row.forward * 1e3:.0f} ms, {row.forward_ratio:.2f}"
+        step = f"{row.step * 1e3:.0f} ms, {row.step_ratio:.2f}"
+        memory = f"{row.memory / 2**20:.0f} MiB, {row.memory_ratio:.2f}"
+        print(f"{row.name:<36} {forward:>18} {step:>18} {memory:>18}")
 
 
 def _print_growth(args: argparse.Namespace) -> None:

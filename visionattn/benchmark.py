@@ -1,4 +1,4 @@
-"""Times of whole models relative to one that everybody knows, in one process, interleaved."""
+"""Times and memory of whole models relative to one that everybody knows, in one process, interleaved."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from visionattn_kernels.benchmark import interleaved
+from visionattn_kernels.benchmark import interleaved, peak_memory
 
 
 @dataclass(frozen=True)
 class ModelTiming:
-    """One model's medians.
+    """What one model costs; times are medians.
 
     Attributes:
         name: timm's name of the model.
         forward: Seconds of a forward in eval mode without gradients.
         step: Seconds of a training step in train mode: forward, cross entropy, backward; no optimiser.
-        forward_ratio, step_ratio: The same divided by those of the first model timed.
+        memory: Bytes that the training step takes at most beyond the parameters, the gradients included.
+        forward_ratio, step_ratio, memory_ratio: The same divided by those of the first model timed.
     """
 
     name: str
     forward: float
     step: float
+    memory: int
     forward_ratio: float
     step_ratio: float
+    memory_ratio: float
 
 
 def time_models(names: Sequence[str], batch: int = 4, size: int = 224, rounds: int = 7) -> list[ModelTiming]:
@@ -48,10 +51,12 @@ def time_models(names: Sequence[str], batch: int = 4, size: int = 224, rounds: i
     for model in models.values():
         model.train()
     step = interleaved({name: _step(model, images, labels) for name, model in models.items()}, rounds)
-    first = names[0]
+    memory = {name: _step_memory(model, images, labels) for name, model in models.items()}
+    costs = {name: (forward[name], step[name], memory[name]) for name in names}
+    first = costs[names[0]]
     return [
-        ModelTiming(name, forward[name], step[name], forward[name] / forward[first], step[name] / step[first])
-        for name in names
+        ModelTiming(name, *cost, *(own / other for own, other in zip(cost, first, strict=True)))
+        for name, cost in costs.items()
     ]
 
 
@@ -65,6 +70,11 @@ def _step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Calla
         F.cross_entropy(model(images), labels).backward()
 
     return step
+
+
+def _step_memory(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> int:
+    model.zero_grad()  # or the gradients of the step before would count as held already
+    return peak_memory(_step(model, images, labels))
 
 
 def _check(name: str, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:

@@ -19,17 +19,64 @@ def test_the_papers_models_have_the_papers_parameters(size):
     assert sum(x.numel() for x in model.parameters()) / 1e6 == pytest.approx(PAPER[size], abs=0.06)
 
 
+def answers(model: torch.nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """Logits, then the features of strides 4 to 32."""
+    last, features = model.forward_intermediates(x)
+    return [model.forward_head(last), *features[-4:]]
+
+
+def with_weights_of_timm(name: str, **kwargs) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """timm's model with random weights, and ours with the same."""
+    torch.manual_seed(0)
+    theirs = timm.create_model(name, zero_init_last=False, **kwargs).eval()
+    overlay = {"state_dict": theirs.state_dict()}
+    return theirs, timm.create_model(f"{name}_va", pretrained=True, pretrained_cfg_overlay=overlay, **kwargs).eval()
+
+
+def assert_close(got: list[torch.Tensor], want: list[torch.Tensor], tolerance: float = 1e-5) -> None:
+    """The operator sums in another order: a few roundings in each of some 50 layers."""
+    for a, b in zip(got, want, strict=True):
+        assert (a - b).norm() <= tolerance * b.norm()
+
+
 @pytest.mark.parametrize("name", TIMM)
 def test_checkpoints_of_timm_give_the_answers_of_timm(name):
-    torch.manual_seed(0)
-    theirs = timm.create_model(name, zero_init_last=False).eval()
-    overlay = {"state_dict": theirs.state_dict()}
-    ours = timm.create_model(f"{name}_va", pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    theirs, ours = with_weights_of_timm(name)
     x = torch.randn(1, 3, 256, 256)
     with torch.no_grad():
-        want, got = theirs(x), ours(x)
-    # The operator sums in another order: a few roundings in each of some 50 layers.
-    assert (got - want).norm() <= 1e-5 * want.norm()
+        assert_close(answers(ours, x), answers(theirs, x))
+
+
+def pad_and_crop(attention: HaloAttn, x: torch.Tensor, forward=HaloAttn.forward) -> torch.Tensor:
+    """timm's attention on a map that goes on with zeros to whole blocks."""
+    sides = [-(-side // attention.block_stride) for side in x.shape[2:]]
+    lacks = [-side % attention.block_size for side in x.shape[2:]]
+    return forward(attention, F.pad(x, (0, lacks[1], 0, lacks[0])))[:, :, : sides[0], : sides[1]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(256, 512), (224, 192)], ids=["as timm runs it", "padded for timm"])
+@pytest.mark.parametrize("name", TIMM)
+def test_at_other_sizes_the_answers_and_gradients_are_those_of_timm(name, size, monkeypatch):
+    if size == (224, 192):
+        monkeypatch.setattr(HaloAttn, "forward", pad_and_crop)
+    # Only global attention has tables of that size.
+    results = []
+    for model in with_weights_of_timm(name, img_size=size):
+        x = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        got = answers(model, x)
+        got[0].square().sum().backward()
+        results.append(([y.detach() for y in got], x.grad))
+    assert_close(results[1][0], results[0][0])
+    assert_close([results[1][1]], [results[0][1]], tolerance=1e-4)
+
+
+def test_weights_are_drawn_as_timm_draws_them():
+    drawn = []
+    for name in ("halonet26t", "halonet26t_va"):
+        torch.manual_seed(0)
+        drawn.append(timm.create_model(name).state_dict())
+    assert all(torch.equal(drawn[1][name], x) for name, x in drawn[0].items())
 
 
 @pytest.mark.parametrize("stride", [1, 2])

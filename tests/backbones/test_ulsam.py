@@ -1,5 +1,6 @@
 """Subspace attention gives the authors' answers, replaces the blocks named, and serves as timm's `attn_layer`."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,28 @@ def test_the_blocks_to_replace_and_the_subspaces_are_arguments(replaced):
     assert all(module.num_subspaces == 8 for module in found.values())
 
 
+def test_modules_may_stand_behind_blocks_instead():
+    model = timm.create_model("ulsam_mobilenetv2", replaced=(), added=[(5, 1), (4, 0)], momentum=0.1, device="meta")
+    found = {name: x for name, x in model.named_modules() if isinstance(x, ULSAM)}
+    assert {name: x.conv_dws.in_channels for name, x in found.items()} == {"blocks.4.0.1": 96, "blocks.5.1.1": 160}
+    assert all(x.bn_dws.momentum == x.bn_point.momentum == 0.1 for x in found.values())
+    host = timm.create_model("mobilenetv2_100", device="meta")
+    # Of each module 5 a channel and 3 a subspace, of which there are four.
+    added = sum(5 * x + 12 for x in (96, 160))
+    assert sum(x.numel() for x in model.parameters()) - sum(x.numel() for x in host.parameters()) == added
+
+
+def test_an_added_module_acts_on_what_its_block_gives():
+    torch.manual_seed(0)
+    plain, net = (timm.create_model("test_ulsam", replaced=(), added=x).eval() for x in ((), ((3, 1),)))
+    module = net.blocks[3][1][1]
+    named = {name.replace("blocks.3.1.", "blocks.3.1.0."): x for name, x in plain.state_dict().items()}
+    net.load_state_dict(named, strict=False)
+    x = torch.randn(1, 3, 65, 90)
+    before, after = (model.forward_intermediates(x, intermediates_only=True)[2] for model in (plain, net))
+    assert torch.equal(after, module(before))
+
+
 def test_without_replacement_the_net_is_timms():
     torch.manual_seed(0)
     theirs = timm.create_model("mobilenetv2_100").eval()
@@ -54,6 +77,13 @@ def test_without_replacement_the_net_is_timms():
 def test_the_first_block_of_a_stage_must_stay():
     with pytest.raises(ValueError, match=r"behind the first of a stage, got \(3, 0\)"):
         timm.create_model("test_ulsam", replaced=((3, 0),))
+
+
+@pytest.mark.parametrize("place", [(5, 1), (2, 2), (-1, 1)])
+def test_a_block_that_is_not_there_is_told(place):
+    for argument in ("replaced", "added"):
+        with pytest.raises(ValueError, match=r"stages with \[1, 1, 2, 2, 1\] blocks, got " + re.escape(str(place))):
+            timm.create_model("test_ulsam", **{argument: (place,)})
 
 
 def test_one_map_weighs_the_channels_of_a_subspace_and_sums_to_one():

@@ -3,9 +3,11 @@
 import re
 
 import pytest
+import timm
 import torch
 from benchmark import main
 
+from visionattn.benchmark import time_models
 from visionattn_kernels import benchmark
 from visionattn_kernels.baselines import BASELINES, SHAPES
 from visionattn_kernels.testing import CASES, check, neighborhood
@@ -54,7 +56,16 @@ def test_operators_are_compared_with_their_baseline(monkeypatch, capsys):
 def test_models_are_compared_with_the_first(capsys):
     arguments = ["test_resnet", "test_nat", "--size", "64", "--rounds", "1", "--threads", str(torch.get_num_threads())]
     assert main(["model", *arguments]) == 0
-    assert re.search(r"test_resnet +\d+ ms, 1\.00 +\d+ ms, 1\.00\ntest_nat +\d+ ms", capsys.readouterr().out)
+    first, second = capsys.readouterr().out.splitlines()[-2:]
+    assert re.fullmatch(r"test_resnet +\d+ ms, 1\.00 +\d+ ms, 1\.00 +\d+ MiB, 1\.00", first)
+    assert re.fullmatch(r"test_nat +\d+ ms, [\d.]+ +\d+ ms, [\d.]+ +\d+ MiB, [\d.]+", second)
+
+
+def test_memory_of_a_step_is_that_of_gradients_and_activations():
+    (small,), (large,) = (time_models(["test_nat"], batch, 64, 1) for batch in (1, 4))
+    weights = sum(x.numel() for x in timm.create_model("test_nat").parameters()) * 4
+    # Gradients stay the same where activations grow with the batch.
+    assert weights < small.memory < large.memory < 4 * small.memory
 
 
 def test_growth_is_printed_and_drawn(tmp_path, capsys):

@@ -10,6 +10,7 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from visionattn.backbones._linear import LinearTrunk
+from visionattn.layers import fill_patch
 
 RULES = [
     (r"^patch_embed1\.", "stem."),
@@ -53,10 +54,7 @@ class PositionedPatches(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Reduce the map."""
-        lack_y, lack_x = self.patch_size - x.shape[2], self.patch_size - x.shape[3]
-        if lack_y > 0 or lack_x > 0:
-            x = F.pad(x, (0, max(0, lack_x), 0, max(0, lack_y)))
-        x = self.norm(self.proj(x))
+        x = self.norm(self.proj(fill_patch(x, self.patch_size)))
         pos_embed = self.pos_embed.transpose(1, 2).reshape(1, -1, self.side, self.side)
         if x.shape[2] != self.side or x.shape[3] != self.side:
             pos_embed = F.interpolate(pos_embed, [x.shape[2], x.shape[3]], mode="bilinear")

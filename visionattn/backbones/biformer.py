@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from visionattn.backbones._pyramid import Pyramid, Stage
 from visionattn.checkpoint import translate
-from visionattn.layers import AttentionBlock, DepthwiseConv
+from visionattn.layers import AttentionBlock, DepthwiseConv, fill_patch
 from visionattn.registry import build, cfg
 from visionattn_kernels import region_routes, routed_attention
 
@@ -125,7 +125,8 @@ class ConvStem(nn.Module):
 class ConvNorm(nn.Module):
     """A strided convolution and a norm, in this order or the other: (B, in_dim, H, W) to (B, dim, H/s, W/s).
 
-    Where kernel and stride are the same, sides that they do not divide are padded with zeros.
+    Where kernel and stride are the same, what does not fill a patch is left out, as the authors do; a map smaller than
+    one patch is padded with zeros. Otherwise odd sides are rounded up.
     """
 
     def __init__(
@@ -134,7 +135,7 @@ class ConvNorm(nn.Module):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         self.norm_first = norm_first
-        self.multiple = stride if kernel_size == stride else 1
+        self.patch_size = stride if kernel_size == stride else 1
         padding = 0 if kernel_size == stride else kernel_size // 2
         self.norm = nn.BatchNorm2d(in_dim if norm_first else dim, **dd)
         self.conv = nn.Conv2d(in_dim, dim, kernel_size, stride=stride, padding=padding, **dd)
@@ -143,7 +144,7 @@ class ConvNorm(nn.Module):
         """Reduce the map."""
         if self.norm_first:
             x = self.norm(x)
-        x = self.conv(F.pad(x, (0, -x.shape[3] % self.multiple, 0, -x.shape[2] % self.multiple)))
+        x = self.conv(fill_patch(x, self.patch_size))
         return x if self.norm_first else self.norm(x)
 
 

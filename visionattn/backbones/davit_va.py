@@ -91,8 +91,8 @@ default_cfgs = generate_default_cfgs(
         "davit_small_va.in1k": _cfg(page=_PAGE, top1=84.2, params=49745896, gmacs=8.8, crop_pct=0.9),
         "davit_base_va.in1k": _cfg(page=_PAGE, top1=84.6, params=87954408, gmacs=15.5, crop_pct=0.9),
         "davit_large_va.untrained": _cfg(params=196811752),
-        "davit_huge_va.untrained": _cfg(),
-        "davit_giant_va.untrained": _cfg(),
+        "davit_huge_va.untrained": _cfg(params=348922856),
+        "davit_giant_va.untrained": _cfg(params=1406470120),
         "test_davit.untrained": _cfg(input_size=(3, 96, 96), pool_size=(3, 3)),
     }
 )

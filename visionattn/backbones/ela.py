@@ -110,10 +110,27 @@ def _cfg(**fields) -> PretrainedCfg:
 _RESNET = {"first_conv": "stem.conv1.conv"}
 _MOBILENET = {"first_conv": "conv_stem", "classifier": "classifier"}
 
+# Parameters of the host, the channels that its attention stands on, and how many parameters a channel has.
+_HOSTS = {"resnet18": (11689512, 1920), "resnet50": (25557032, 15104), "resnet101": (44549160, 32512)}
+_MOBILENET_V2 = (3504872, 7136)
+_A_CHANNEL = {"t": 7, "b": 9, "s": 42, "l": 58}
+
+
+def _params(kind: str, host: int, channels: int) -> int:
+    return host + _A_CHANNEL[kind] * channels
+
+
 default_cfgs = generate_default_cfgs(
     {
-        **{f"ela_{kind}_resnet{depth}.untrained": _cfg(**_RESNET) for kind in "tbsl" for depth in _DEPTHS},
-        **{f"ela_{kind}_mobilenetv2.untrained": _cfg(**_MOBILENET) for kind in "bsl"},
+        **{
+            f"ela_{kind}_{host}.untrained": _cfg(params=_params(kind, *sizes), **_RESNET)
+            for kind in "tbsl"
+            for host, sizes in _HOSTS.items()
+        },
+        **{
+            f"ela_{kind}_mobilenetv2.untrained": _cfg(params=_params(kind, *_MOBILENET_V2), **_MOBILENET)
+            for kind in "bsl"
+        },
         "test_ela_resnet.untrained": _cfg(input_size=(3, 96, 96), pool_size=(3, 3), **_RESNET),
         "test_ela_mobilenetv2.untrained": _cfg(input_size=(3, 96, 96), pool_size=(3, 3), **_MOBILENET),
     }

@@ -1,10 +1,12 @@
-"""MobileNets in which subspace attention stands in for whole blocks.
+"""MobileNets in which subspace attention stands in for whole blocks, or behind some.
 
 ULSAM: Ultra-Lightweight Subspace Attention Module for Compact Convolutional Neural Networks (Saini et al., WACV 2020,
 arXiv:2006.15102). The authors published the module (Nandan91/ULSAM at 9a07d68) but neither nets nor weights. The kinds
 of the blocks that it replaces follow from the published parameters and multiply-accumulates; which of several equal
-blocks is ours to choose, and `replaced` chooses another. The hosts are timm's, whose MobileNetV2 has 0.8 million
-multiply-accumulates more than the paper counts. A replaced block loses its skip: the module has its own.
+blocks is ours to choose, and `replaced` chooses another. The paper also puts modules behind blocks, which `added` does:
+with none replaced and one added where a MobileNetV2 has 160 channels, it gives 71.64 % top-1. The hosts are timm's,
+whose MobileNetV2 has 0.8 million multiply-accumulates more than the paper counts. A replaced block loses its skip: the
+module has its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,29 +21,51 @@ from visionattn.registry import build, cfg
 
 
 class ULSAMMobileNet(MobileNet):
-    """A MobileNet with subspace attention in place of some blocks; features of strides 4 to 32.
+    """A MobileNet with subspace attention in place of some blocks or behind some; features of strides 4 to 32.
 
     Args:
         stages: timm's description of each stage.
         replaced: Stage and number of each block to replace, both from 0; the first block of a stage, which changes the
             shape of the map, must stay.
+        added: Stage and number of each block to put a module behind.
         num_subspaces: Groups of channels of each module.
+        momentum: Of the modules' batch norms, as of `ULSAM`.
         **kwargs: As for timm's `EfficientNet`.
 
     Raises:
-        ValueError: A block to replace is the first of its stage.
+        ValueError: There is no such block, or one to replace is the first of its stage.
     """
 
     attention = ULSAM
 
-    def __init__(self, stages: Sequence[str], replaced: Sequence[tuple[int, int]], num_subspaces: int = 4, **kwargs):
+    def __init__(
+        self,
+        stages: Sequence[str],
+        replaced: Sequence[tuple[int, int]] = (),
+        added: Sequence[tuple[int, int]] = (),
+        num_subspaces: int = 4,
+        momentum: float = 0.9,
+        **kwargs,
+    ):
         super().__init__(stages, **kwargs)
+        self._check(replaced, added)
+        dd = {name: kwargs.get(name) for name in ("device", "dtype")}
+        dims = [stage[0].feature_info("")["num_chs"] for stage in self.blocks]
+        for stage, number in replaced:
+            self.blocks[stage][number] = ULSAM(dims[stage], num_subspaces, momentum, **dd)
+        for stage, number in added:
+            module = ULSAM(dims[stage], num_subspaces, momentum, **dd)
+            self.blocks[stage][number] = nn.Sequential(self.blocks[stage][number], module)
+
+    def _check(self, replaced: Sequence[tuple[int, int]], added: Sequence[tuple[int, int]]) -> None:
+        """Raise ValueError where a place is none."""
         for stage, number in replaced:
             if number < 1:
                 raise ValueError(f"replaced must name blocks behind the first of a stage, got {(stage, number)}")
-            dim = self.blocks[stage][0].feature_info("")["num_chs"]
-            dd = {name: kwargs.get(name) for name in ("device", "dtype")}
-            self.blocks[stage][number] = ULSAM(dim, num_subspaces, **dd)
+        depths = [len(stage) for stage in self.blocks]
+        for stage, number in (*replaced, *added):
+            if not 0 <= stage < len(depths) or not 0 <= number < depths[stage]:
+                raise ValueError(f"blocks must be of stages with {depths} blocks, got {(stage, number)}")
 
 
 def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Tensor]:

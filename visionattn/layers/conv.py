@@ -1,6 +1,17 @@
-"""Convolutions on the layout of blocks."""
+"""Convolutions on the layout of blocks, and what patches need."""
 
+import torch.nn.functional as F
+from timm.models import register_notrace_function
 from torch import Tensor, nn
+
+
+@register_notrace_function  # the size of the map decides, which fx cannot trace
+def fill_patch(x: Tensor, patch_size: int) -> Tensor:
+    """Pad a map smaller than one patch with zeros at the bottom and on the right. (B, C, H, W), sides >= patch_size."""
+    lack_y, lack_x = patch_size - x.shape[2], patch_size - x.shape[3]
+    if lack_y > 0 or lack_x > 0:
+        x = F.pad(x, (0, max(0, lack_x), 0, max(0, lack_y)))
+    return x
 
 
 class DepthwiseConv(nn.Conv2d):
