@@ -62,3 +62,20 @@ def test_no_gradient_passes_the_choice_of_regions():
     x = torch.randn(1, 4, 4, 8, dtype=torch.float64)
     # Finite differences see the choice as fixed too, as long as it does not flip.
     assert torch.autograd.gradcheck(attn, x.requires_grad_(), eps=1e-7)
+
+
+def test_patches_of_swins_layout_leave_out_what_does_not_fill_one():
+    torch.manual_seed(0)
+    model = timm.create_model("test_biformer_stl").eval()
+    x = torch.randn(1, 3, 71, 66)
+    # 71 and 66 pixels are 17 and 16 patches, which are 8 and 8 in the next stage.
+    whole, cut = (model.forward_intermediates(y, intermediates_only=True) for y in (x, x[:, :, :68, :64]))
+    assert [feature.shape[2:] for feature in whole] == [(17, 16), (8, 8), (4, 4), (2, 2)]
+    assert all(torch.equal(a, b) for a, b in zip(whole, cut, strict=True))
+
+
+def test_a_map_smaller_than_a_patch_is_filled_with_zeros():
+    torch.manual_seed(0)
+    model = timm.create_model("test_biformer_stl").eval()
+    x = torch.randn(1, 3, 3, 34)
+    assert torch.equal(model(x), model(torch.nn.functional.pad(x, (0, 0, 0, 1))))

@@ -1,6 +1,7 @@
 """Whatever works on a timm model works on ours: sizes, features, compile, export, precision, fine-tuning, saving."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,16 @@ def test_compiles_without_a_graph_break(tiny):
     x = images(input_size(tiny), input_size(tiny))
     want = run_step(model, x)
     assert_steps_agree(run_step(torch.compile(model, fullgraph=True, backend="aot_eager"), x), want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["test_biformer", "test_halonet", "test_van"])
+def test_inductor_computes_the_same(name):
+    assert shutil.which("g++"), "inductor compiles with g++"
+    torch.compiler.reset()
+    model, x = create(name), images(input_size(name), input_size(name))
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="inductor")(x), model(x), **CLOSE)
 
 
 @pytest.mark.filterwarnings("ignore:.*isinstance.*LeafSpec:FutureWarning")  # torch.export's own

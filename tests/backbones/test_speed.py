@@ -16,6 +16,20 @@ def test_nat_and_dinat_mini_cost_little_more_than_resnet50():
         assert model.step_ratio <= 1.4 / NOISE, model
 
 
+def test_biformer_tiny_costs_no_more_than_resnet50():
+    _, ours = time_models(["resnet50", "biformer_tiny"], rounds=3)
+    assert ours.forward_ratio <= 1.05 / NOISE
+    assert ours.step_ratio <= 1 / NOISE
+
+
+@pytest.mark.parametrize(("theirs", "size"), [("davit_tiny", 224), ("halonet26t", 256)])
+def test_designs_of_timm_cost_no_more_than_timms(theirs, size):
+    _, ours = time_models([theirs, f"{theirs}_va"], size=size, rounds=3)
+    assert max(ours.forward_ratio, ours.step_ratio) <= 1 / 0.97 / NOISE, ours
+    # Memory has no noise.
+    assert ours.memory_ratio <= 1.005, ours
+
+
 def test_nat_tiny_trains_faster_than_swin_small_of_the_same_accuracy():
     _, ours = time_models(["swin_small_patch4_window7_224", "nat_tiny"], rounds=5)
     assert ours.step_ratio <= 0.75 / NOISE
