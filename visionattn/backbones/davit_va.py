@@ -1,9 +1,11 @@
 """DaViT: blocks that attend within windows of positions take turns with blocks that attend from channel to channel.
 
 DaViT: Dual Attention Vision Transformers (Ding et al., ECCV 2022, arXiv:2204.03645). Checked against dingmyu/davit at
-fc79470. The computation, and so its speed and memory, is timm's. Ours adds the authors' stochastic depth, which grows
-from block to block where timm's grows from pair to pair, and checkpoints that load whole or are refused. A map that the
-windows do not divide is padded with zeros behind the norm, so that padding is attended to, as the authors do.
+fc79470. The computation, and so its speed, memory and export, is timm's; README.md has it measured. Ours adds the
+authors' stochastic depth, which grows from block to block where timm's grows from pair to pair, checkpoints of the
+authors, of their detectors too, that load whole or are refused, and `init_weights`. Norms of the features, which the
+authors' detectors have, are `out_norm` of `visionattn.openmmlab`. A map that the windows do not divide is padded with
+zeros behind the norm, so that padding is attended to, as the authors do.
 """
 
 from collections.abc import Mapping

@@ -1,9 +1,10 @@
 """HaloNet: ResNets whose blocks attend from squares of the map to the squares and a halo around them.
 
 Scaling Local Self-Attention for Parameter Efficient Visual Backbones (Vaswani et al., CVPR 2021, arXiv:2103.12731). The
-authors published no code. H0 to H7 follow the paper's table, as keras_cv_attention_models gives it; the designs with
-weights are timm's, checked against timm 1.0.31 and with its names. Both are timm's ByobNet with our attention: timm
-refuses maps that its blocks do not divide, ours goes on with zeros as at the border, so that any size works.
+authors published no code. H0 to H7 follow the paper's table, as keras_cv_attention_models gives it, with four heads in
+the first stage where timm's halonet_h1 has eight; the designs with weights are timm's, checked against timm 1.0.31 and
+with its names. Both are timm's ByobNet with our attention: timm refuses maps that its blocks do not divide, ours goes
+on with zeros as at the border, so that any size works.
 """
 
 from collections.abc import Mapping, Sequence
