@@ -26,7 +26,7 @@ def answers(model: torch.nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
 
 
 def with_weights_of_timm(name: str, **kwargs) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """timm's model with random weights, and ours with the same."""
+    """Timm's model with random weights, and ours with the same."""
     torch.manual_seed(0)
     theirs = timm.create_model(name, zero_init_last=False, **kwargs).eval()
     overlay = {"state_dict": theirs.state_dict()}
@@ -48,7 +48,7 @@ def test_checkpoints_of_timm_give_the_answers_of_timm(name):
 
 
 def pad_and_crop(attention: HaloAttn, x: torch.Tensor, forward=HaloAttn.forward) -> torch.Tensor:
-    """timm's attention on a map that goes on with zeros to whole blocks."""
+    """Timm's attention on a map that goes on with zeros to whole blocks."""
     sides = [-(-side // attention.block_stride) for side in x.shape[2:]]
     lacks = [-side % attention.block_size for side in x.shape[2:]]
     return forward(attention, F.pad(x, (0, lacks[1], 0, lacks[0])))[:, :, : sides[0], : sides[1]]

@@ -237,8 +237,8 @@ default_cfgs = generate_default_cfgs(
         ),
         "van_b4.in1k": _cfg(page=_PAGE, top1=84.2, params=60283176, gmacs=12.2),
         "van_b4.mm_in22k": _cfg(url=_MM.format("b4_3rdparty_in21k_20220909-db926b18"), **_IN22K),
-        # By the star, and by their place behind, the models of 1000 classes are the default, though no program can fetch
-        # their weights.
+        # By the star, and by their place behind, the models of 1000 classes are the default, though no program can
+        # fetch their weights.
         "van_b5.mm_in22k": _cfg(url=_MM.format("b5_3rdparty_in21k_20220909-18e904e3"), **_IN22K),
         "van_b5.in22k_ft_in1k*": _cfg(page=_PAGE, params=89967688, gmacs=17.2),
         "van_b6.mm_in22k": _cfg(url=_MM.format("b6_3rdparty_in21k_20220909-96c2cb3a"), **_IN22K),
