@@ -90,7 +90,9 @@ def backward(grad, weights, value, kernel_size, dilation):
             w, v, g, grad_w, grad_v = (x[chunk] for x in maps)
             keys = gather(v[..., key_rows, :, :], cover.columns.key_start, cover.columns.keys, dtype)
             grads = gather(g[..., query_rows, :, :], cover.columns.query_start, cover.columns.queries, dtype)
-            drop_covered(grads, cover.rows, cover.columns, row)
+            # Without its gradient, a query that an earlier tile holds adds nothing.
+            grads[..., : cover.rows.fresh[row], :, :] = 0
+            drop_covered(grads, cover.columns.fresh)
             spread = cover.spread(w[..., query_rows, :, :], row, dtype)
             grad_spread = (matrices(grads) @ matrices(keys).transpose(-2, -1)).view(spread.shape)
             grad_w = grad_w[..., query_rows, :, :].unflatten(-1, kernel_size)

@@ -1,8 +1,10 @@
 """Neighborhood attention on the CPU: query tiles, one additive mask and batched matrix products.
 
 A tile of queries is multiplied with all keys that any of its windows holds, and the mask takes out the rest, the bias
-being part of it. The classes of a dilation are further batches. Tiles are copied a row of tiles at a time and their
-scores stay in the cache; nothing grows faster than the area of the map.
+being part of it. The classes of a dilation are further batches. Queries, keys and values are copied once, into strips
+as wide as a tile and as high as the map: the rows of a strip that a tile needs are a matrix already, so that tiles one
+below the other share their copies. The scores of a row of tiles stay in the cache; nothing grows faster than the area
+of the map.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from visionattn_kernels.cpu.tiles import (
     drop_covered,
     gather,
     matrices,
-    put_fresh,
+    put_tiles,
     residue_maps,
     tile_plan,
 )
@@ -40,20 +42,19 @@ def forward(query, key, value, bias, kernel_size, stride, dilation, scale):
 def _attend(q, k, v, out, lse, plan: TilePlan, mask, scale) -> None:
     """Write attention of one chunk into `out` and the logarithms of the softmax's sums into `lse`."""
     rows, columns = plan.rows, plan.columns
+    queries = gather(q, columns.query_start, columns.queries, q.dtype)
+    keys, values = (gather(x, columns.key_start, columns.keys, x.dtype) for x in (k, v))
     for pattern, top, first in zip(plan.pattern, rows.query_start, rows.key_start, strict=True):
-        queries = gather(q[..., top : top + rows.queries, :, :], columns.query_start, columns.queries, q.dtype)
-        keys, values = (
-            gather(x[..., first : first + rows.keys, :, :], columns.key_start, columns.keys, x.dtype) for x in (k, v)
-        )
+        query_rows, key_rows = slice(top, top + rows.queries), slice(first, first + rows.keys)
         row_mask = mask[pattern].expand(-1, q.shape[3], -1, -1).flatten(0, 1).unsqueeze(0)
+        tiles = queries[..., query_rows, :, :]
+        tile_k, tile_v = (matrices(x[..., key_rows, :, :]) for x in (keys, values))
         result, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            matrices(queries), matrices(keys), matrices(values), attn_mask=row_mask, scale=scale
+            matrices(tiles), tile_k, tile_v, attn_mask=row_mask, scale=scale
         )
-        result, total = result.reshape(queries.shape), total.transpose(1, 2).reshape(*queries.shape[:-1], 1)
-        for tile, left in enumerate(columns.query_start):
-            here = (..., slice(top, top + rows.queries), slice(left, left + columns.queries), slice(None))
-            out[here] = result[:, :, :, tile]
-            lse[here] = total[:, :, :, tile]
+        put_tiles(out[..., query_rows, :, :], result.reshape(tiles.shape), columns.fresh)
+        total = total.transpose(1, 2).reshape(*tiles.shape[:-1], 1)
+        put_tiles(lse[..., query_rows, :, :], total, columns.fresh)
 
 
 def backward(grad, query, key, value, bias, out, lse, kernel_size, stride, dilation, scale):
@@ -77,28 +78,32 @@ def backward(grad, query, key, value, bias, out, lse, kernel_size, stride, dilat
 def _attend_backward(q, k, v, grad, grad_q, grad_k, grad_v, plan: TilePlan, mask, grad_mask, scale) -> None:
     """Write one chunk's `grad_q` and add to `grad_k`, `grad_v` and, unless it is None, `grad_mask`."""
     rows, columns, dtype = plan.rows, plan.columns, grad_q.dtype
+    queries, grads = (gather(x, columns.query_start, columns.queries, dtype) for x in (q, grad))
+    keys, values = (gather(x, columns.key_start, columns.keys, dtype) for x in (k, v))
+    queries *= scale
+    # Without its gradient, a query that an earlier tile holds adds nothing.
+    drop_covered(grads, columns.fresh)
+    grad_queries, grad_keys, grad_values = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
     for row, (pattern, top, first) in enumerate(zip(plan.pattern, rows.query_start, rows.key_start, strict=True)):
-        query_rows, key_rows = slice(top, top + rows.queries), slice(first, first + rows.keys)
-        queries, grads = (
-            gather(x[..., query_rows, :, :], columns.query_start, columns.queries, dtype) for x in (q, grad)
+        fresh, key_rows = top + rows.fresh[row], slice(first, first + rows.keys)
+        grads[..., top:fresh, :, :] = 0
+        tile_q, tile_grad = (matrices(x[..., top : top + rows.queries, :, :]) for x in (queries, grads))
+        tile_k, tile_v, sum_k, sum_v = (
+            matrices(x[..., key_rows, :, :]) for x in (keys, values, grad_keys, grad_values)
         )
-        keys, values = (gather(x[..., key_rows, :, :], columns.key_start, columns.keys, dtype) for x in (k, v))
-        # Without its gradient, a query adds nothing.
-        drop_covered(grads, rows, columns, row)
-        tiles, key_tiles = queries.shape, keys.shape
-        queries, keys, values, grads = (matrices(x) for x in (queries.mul_(scale), keys, values, grads))
         row_mask = mask[pattern].expand(-1, q.shape[3], -1, -1).flatten(0, 1)
-        weights = torch.softmax((queries @ keys.transpose(-2, -1)).add_(row_mask), -1)
-        grad_weights = grads @ values.transpose(-2, -1)
+        weights = torch.softmax((tile_q @ tile_k.transpose(-2, -1)).add_(row_mask), -1)
+        grad_weights = tile_grad @ tile_v.transpose(-2, -1)
         grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, dtype)
         if grad_mask is not None:
             grad_mask[pattern] += grad_scores.sum(0).view(grad_mask.shape[1:])
-        tile_q = (grad_scores @ keys).mul_(scale).view(tiles)
-        tile_k = (grad_scores.transpose(-2, -1) @ queries).view(key_tiles)
-        tile_v = (weights.transpose(-2, -1) @ grads).view(key_tiles)
-        put_fresh(grad_q[..., query_rows, :, :], tile_q, rows, columns, row)
-        add_tiles(grad_k[..., key_rows, :, :], tile_k, columns.key_start)
-        add_tiles(grad_v[..., key_rows, :, :], tile_v, columns.key_start)
+        result = (grad_scores @ tile_k).mul_(scale).view_as(grad_queries[..., top : top + rows.queries, :, :])
+        grad_queries[..., fresh : top + rows.queries, :, :] = result[..., fresh - top :, :, :]
+        sum_k += grad_scores.transpose(-2, -1) @ tile_q
+        sum_v += weights.transpose(-2, -1) @ tile_grad
+    put_tiles(grad_q, grad_queries, columns.fresh)
+    add_tiles(grad_k, grad_keys, columns.key_start)
+    add_tiles(grad_v, grad_values, columns.key_start)
 
 
 def _add_bias_gradient(grad_bias: Tensor, grad_mask: Tensor, plan: TilePlan) -> None:
