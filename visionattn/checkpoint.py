@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -65,6 +65,7 @@ def translate(
     drop: str | None = None,
     adapt: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] | None = None,
     free: Sequence[str] = ("head.fc.",),
+    headless: Sequence[str] = ("head.", "norm."),
 ) -> Translated:
     """The named tensors of a checkpoint for `model`; one that has our names already passes unchanged.
 
@@ -78,23 +79,24 @@ def translate(
         drop: Regular expression of the authors' names that have no place in ours, such as tables that are computed.
         adapt: What is done with the renamed tensors before they are compared with the model's, such as resizing tables.
         free: As of `fit`.
+        headless: Further prefixes that are free in the backbone of a detector or segmenter.
 
     Raises:
         ValueError: The checkpoint does not fit the model.
     """
     authors, report = unwrap(checkpoint), Report()
-    kept, dense = _backbone(authors)
-    if next(iter(model.state_dict())) not in kept:
-        kept = {name: x for name, x in kept.items() if drop is None or not re.search(drop, name)}
-        report.mapped = {name: rename(name, rules) for name in kept}
-    else:
-        report.mapped = {name: name for name in kept}
-    whole = authors.keys() - {f"backbone.{name}" for name in kept} - kept.keys()
-    report.dropped = [name for name in authors if name in whole]
-    renamed = _join_and_split({report.mapped[name]: x for name, x in kept.items()})
+    inner, dense = _backbone(authors)
+    report.mapped = _read_names(list(inner), set(model.state_dict()), rules, drop)
+    used = {inner[name] for name in report.mapped}
+    report.dropped = [name for name in authors if name not in used]
+    renamed = {target: authors[inner[name]] for name, target in report.mapped.items()}
+    if renamed.keys() != report.mapped.keys():
+        _check_names(report.mapped, model)
+        renamed = _join_and_split(renamed)
     shapes = {name: tuple(x.shape) for name, x in renamed.items()}
     adapted = renamed if adapt is None else adapt(renamed, model)
-    fitted = Translated(fit(adapted, model, ("head.", "norm.") if dense else free))
+    origins = {ours: name for name, target in report.mapped.items() for ours in _targets(target)}
+    fitted = Translated(fit(adapted, model, (*free, *headless) if dense else free, origins))
     after = {name: tuple(x.shape) for name, x in fitted.items()}
     report.resized = {name: (shapes[name], to) for name, to in after.items() if shapes.get(name, to) != to}
     lacking = [name for name in model.state_dict() if name not in fitted]
@@ -103,14 +105,40 @@ def translate(
     return fitted
 
 
-def _backbone(state_dict: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
-    """The backbone's tensors and OpenMMLab's classifier, and whether they come without one."""
+def _read_names(
+    names: list[str], wanted: set[str], rules: Sequence[tuple[str, str]], drop: str | None
+) -> dict[str, str]:
+    """Our name of each name that is not dropped: itself or renamed, whichever gives more names of the model."""
+    theirs = {name: rename(name, rules) for name in names if drop is None or not re.search(drop, name)}
+    renamed = sum(wanted.issuperset(_targets(target)) for target in theirs.values())
+    return theirs if renamed > len(wanted.intersection(names)) else {name: name for name in names}
+
+
+def _targets(name: str) -> list[str]:
+    """The tensors that a name of `translate`, with `#` and `|`, stands for."""
+    return name.partition("#")[0].split("|")
+
+
+def _backbone(authors: Iterable[str]) -> tuple[dict[str, str], bool]:
+    """The file's names of the backbone's tensors by their names within it, and whether there is no classifier.
+
+    OpenMMLab's classifiers keep the head outside the backbone; our detectors keep the model in the backbone's `body`.
+    """
     prefix, classifier = "backbone.", "head.fc."
-    if not any(name.startswith(prefix) for name in state_dict):
-        return state_dict, False
-    kept = {name: x for name, x in state_dict.items() if name.startswith((prefix, classifier))}
-    dense = not any(name.startswith(classifier) for name in kept)
-    return {name.removeprefix(prefix): x for name, x in kept.items()}, dense
+    if not any(name.startswith(prefix) for name in authors):
+        return {name: name for name in authors}, False
+    prefix += "body." * any(name.startswith(f"{prefix}body.") for name in authors)
+    kept = {name.removeprefix(prefix): name for name in authors if name.startswith((prefix, classifier))}
+    return kept, not any(name.startswith(classifier) for name in kept)
+
+
+def _check_names(mapped: dict[str, str], model: nn.Module) -> None:
+    """Raise ValueError for a name of the file that has a sign of `translate`, or two that mean the same tensor."""
+    first = {}
+    for name, target in mapped.items():
+        if "#" in name or "|" in name or first.setdefault(target, name) != name:
+            other = f", which {first[target]!r} means too" if target in first else ""
+            raise ValueError(f"checkpoint does not fit {type(model).__name__}: unknown name {name!r}{other}")
 
 
 def _join_and_split(renamed: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -122,11 +150,27 @@ def _join_and_split(renamed: dict[str, Tensor]) -> dict[str, Tensor]:
             parts.setdefault(target, {})[int(number)] = x
         else:
             names = name.split("|")
+            if len(names) > 1 and x.shape[:1] != (len(names),):
+                raise ValueError(f"{names} must be the rows of one tensor, got one of shape {tuple(x.shape)}")
             done |= dict(zip(names, x.unbind() if len(names) > 1 else [x], strict=True))
-    return done | {name: torch.cat([x[i] for i in sorted(x)]) for name, x in parts.items()}
+    return done | {name: _join(name, [x[i] for i in sorted(x)]) for name, x in parts.items()}
 
 
-def fit(state_dict: dict[str, Tensor], model: nn.Module, free: Sequence[str] = ("head.fc.",)) -> dict[str, Tensor]:
+def _join(name: str, parts: list[Tensor]) -> Tensor:
+    if not any(x.ndim for x in parts):
+        # The counters of batch norms, which are equal.
+        return parts[0]
+    if len({x.shape[1:] if x.ndim else None for x in parts}) > 1:
+        raise ValueError(f"parts of {name!r} have shapes that do not join: {[tuple(x.shape) for x in parts]}")
+    return torch.cat(parts)
+
+
+def fit(
+    state_dict: dict[str, Tensor],
+    model: nn.Module,
+    free: Sequence[str] = ("head.fc.",),
+    origins: Mapping[str, str] | None = None,
+) -> dict[str, Tensor]:
     """Return `state_dict` if its names and shapes are those of `model`, so that nothing is loaded by halves.
 
     Args:
@@ -134,11 +178,17 @@ def fit(state_dict: dict[str, Tensor], model: nn.Module, free: Sequence[str] = (
         model: The model that they are for.
         free: Prefixes of names that may be missing or have another shape, such as the classifier's. The channels of the
             image in the first convolution are free too, since timm adapts them.
+        origins: Names in the file of names of ours, for messages; None where they are the same.
 
     Raises:
         ValueError: A name is missing, unknown or of another shape; the message names the first of each.
     """
-    wanted = model.state_dict()
+    wanted, origins = model.state_dict(), origins or {}
+
+    def told(name: str) -> str:
+        theirs = origins.get(name, name)
+        return repr(name) if theirs == name else f"{name!r} ({theirs!r} in the file)"
+
     # torch itself does without the counters of batch norms, which old files lack.
     bound = {name for name in wanted if not name.startswith(tuple(free)) and not name.endswith("num_batches_tracked")}
     missing = [name for name in wanted if name in bound and name not in state_dict]
@@ -149,14 +199,14 @@ def fit(state_dict: dict[str, Tensor], model: nn.Module, free: Sequence[str] = (
     broken = [name for name, x in state_dict.items() if x.is_floating_point() and not x.is_meta and not _is_finite(x)]
     if not missing and not unknown and not other and not broken:
         return state_dict
-    faults = [f"{len(broken)} tensors have numbers that are not finite, first {broken[0]!r}"] if broken else []
+    faults = [f"{len(broken)} tensors have numbers that are not finite, first {told(broken[0])}"] if broken else []
     if missing:
         faults.append(f"{len(missing)} names are missing, first {missing[0]!r}")
     if unknown:
-        faults.append(f"{len(unknown)} names are unknown, first {unknown[0]!r}")
+        faults.append(f"{len(unknown)} names are unknown, first {told(unknown[0])}")
     if other:
         name, (seen, expected) = min(other.items())
-        faults.append(f"{len(other)} tensors have another shape, first {name!r}: got {seen}, wanted {expected}")
+        faults.append(f"{len(other)} tensors have another shape, first {told(name)}: got {seen}, wanted {expected}")
     raise ValueError(f"checkpoint does not fit {type(model).__name__}: {'; '.join(faults)}")
 
 

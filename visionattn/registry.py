@@ -58,7 +58,7 @@ def cfg(
     """
     if page and (fields.get("url") or fields.get("hf_hub_id")):
         raise ValueError(f"weights have one source, got page={page!r} beside url or hf_hub_id")
-    weights = page and f"{'dead' if dead else 'manual'} {page}"
+    weights = f"{'dead' if dead else 'manual'} {page}" if page else None
     notes = {"top1": top1, "params": params, "gmacs": gmacs, "weights": weights, "verified": verified}
     defaults = {
         "input_size": (3, 224, 224),

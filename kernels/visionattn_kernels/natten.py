@@ -5,6 +5,7 @@
 
 Names, order of arguments and layouts are those of NATTEN 0.14 (`natten2dqkrpb`, ...) and 0.17 (`na2d_qk`, ...). Scores
 and weights are (B, heads, H, W, K²), keys of a window row by row. Causal windows and additional keys are not here.
+transformers 5 hands its tensors over in another order; `natten_transformers.py` is for it.
 
 The scores are those of `neighborhood_attention`'s window rule; their product with the values is
 `neighborhood_aggregate`. Whoever can should call `neighborhood_attention`, which never keeps the K² scores a query.

@@ -1,7 +1,14 @@
-"""The backbones in torchvision's detector, transformers' TimmBackbone and segmentation_models_pytorch."""
+"""Our backbones in other libraries, and theirs on our operators.
 
+torchvision's detector, transformers' TimmBackbone and Dinat, segmentation_models_pytorch.
+"""
+
+import sys
+
+import pytest
 import timm
 import torch
+from golden import fill, image
 from torch import nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.rpn import AnchorGenerator
@@ -59,6 +66,42 @@ def test_transformers_takes_it_as_a_backbone():
     own.load_state_dict(dict(zip(own.state_dict(), backbone.state_dict().values(), strict=True)))
     for one, other in zip(maps, own(x), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.fixture
+def dinat(monkeypatch):
+    """Transformers' module of Dinat, imported where our door stands for NATTEN."""
+    from importlib import import_module
+
+    from transformers.utils import import_utils
+
+    from visionattn_kernels import natten_transformers
+
+    for name in ("natten", "natten.functional"):
+        monkeypatch.setitem(sys.modules, name, natten_transformers)
+    name = "transformers.models.dinat.modeling_dinat"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    import_utils.is_natten_available.cache_clear()
+    yield import_module(name)
+    import_utils.is_natten_available.cache_clear()
+    sys.modules.pop(name)
+
+
+# At 224 px every window fits its map; the other image is padded, and its sides differ.
+@pytest.mark.parametrize("size", [(224, 224), (96, 160)])
+def test_transformers_unmodified_dinat_runs_on_our_door_and_is_dinat_mini(dinat, size):
+    from transformers import DinatConfig
+
+    theirs = dinat.DinatForImageClassification(DinatConfig(num_labels=1000)).eval()
+    weights = {name: torch.from_numpy(fill(name, tuple(x.shape))) for name, x in theirs.state_dict().items()}
+    theirs.load_state_dict(weights)
+    overlay = {"state_dict": weights}
+    ours = timm.create_model("dinat_mini", pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    x = torch.from_numpy(image(1, 3, *size)).requires_grad_()
+    got, want = theirs(pixel_values=x).logits, ours(x)
+    assert (got - want).norm() <= 1e-5 * want.norm()
+    gradients = [torch.autograd.grad(logits.square().sum(), x)[0] for logits in (got, want)]
+    assert (gradients[0] - gradients[1]).norm() <= 1e-4 * gradients[1].norm()
 
 
 def test_segmentation_models_takes_it_as_an_encoder():

@@ -56,6 +56,50 @@ def test_two_sources_are_refused():
         cfg(**PAPER, url="https://example.org/a.pth", page="https://example.org")
 
 
+@pytest.mark.parametrize(
+    ("files", "chosen"), [(["README.md", "MAViT_T.pth", "MAViT_S.pth"], "MAViT_T.pth"), (["a"], "")]
+)
+def test_the_one_file_that_a_pattern_fits_is_fetched_from_the_hub(files, chosen, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: files)
+    monkeypatch.setattr("visionattn.weights.sources.hf_hub_download", lambda _, name, **__: tmp_path / name)
+    pattern = timm.get_pretrained_cfg("mala_tiny")
+    if chosen:
+        assert fetch(pattern) == tmp_path / chosen
+    else:
+        with pytest.raises(
+            ValueError, match=r"aldjalkdf/MAViT must have one file like .* of \['a'\]; a file that you have"
+        ):
+            fetch(pattern)
+
+
+@pytest.mark.parametrize(
+    ("name", "second"),
+    [
+        ("nat_mini", "in1k"),
+        ("dinat_base", "in1k"),
+        ("davit_tiny_va", "in1k"),
+        ("van_b0", ""),
+        ("van_b4", "in1k"),
+        ("mala_tiny", ""),
+        ("l2vit_tiny", ""),
+        ("halonet26t_va", ""),
+    ],
+)
+def test_a_durable_copy_is_the_default_and_the_authors_own_file_a_second_tag(name, second):
+    default = source_of(timm.get_pretrained_cfg(name))
+    assert default.state == "direct"
+    assert default.address.startswith(
+        ("https://huggingface.co/", "https://github.com/", "https://download.openmmlab.com/")
+    )
+    if second:
+        assert source_of(timm.get_pretrained_cfg(f"{name}.{second}")).address != default.address
+
+
+def test_the_small_models_for_tests_have_no_weights():
+    tiny = {name: given for name, given in ENTRIES.items() if name.startswith("test_")}
+    assert {source_of(given).state for given in tiny.values()} == {"none"}
+
+
 class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *_):
         pass

@@ -5,6 +5,7 @@ attention, one constructor a stage.
 """
 
 from collections.abc import Callable, Sequence
+from math import isqrt
 from typing import ClassVar
 
 import torch
@@ -118,7 +119,9 @@ def adapt(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     for name, x in state_dict.items():
         if name.endswith((".attn.q.weight", ".attn.q.bias")):
             other = state_dict.get(name.replace(".q.", ".kv."))
-            name, x = name.replace(".q.", ".qkv."), x if other is None else torch.cat([x, other])
+            name = name.replace(".q.", ".qkv.")
+            if other is not None and x.ndim and other.shape[1:] == x.shape[1:] and other.ndim == x.ndim:
+                x = torch.cat([x, other])
         elif ".attn.kv." in name:
             continue
         elif ".attns.0." in name:
@@ -127,7 +130,7 @@ def adapt(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         if name.endswith(("h_bias", "w_bias", ".ha_bias", ".wa_bias")) and x.ndim == 5:
             # Without the axis of the batch, since torch cannot bring five axes into channels_last.
             x = x[0]
-        if name in wanted and x.shape != wanted[name].shape and x.ndim == wanted[name].ndim:
+        if name in wanted and x.shape != wanted[name].shape and x.ndim == wanted[name].ndim and x.numel():
             x = _resize(name.rsplit(".", 1)[-1], x, wanted[name].shape)
         adapted[name] = x
     return adapted
@@ -147,10 +150,12 @@ def _resize(kind: str, x: Tensor, shape: Sequence[int]) -> Tensor:
             .movedim(-1, axis)
             .to(x.dtype)
         )
-    if kind == "relative_position_bias_table" and x.shape[1] == shape[1]:
+    if kind == "relative_position_bias_table" and x.shape[1] == shape[1] and isqrt(len(x)) ** 2 == len(x):
         return _resize_square(x.float(), shape[0]).to(x.dtype)
-    if kind in ("pos_embed", "token_embed") and x.shape[2] == shape[2]:
-        tokens = x.shape[1] - int(x.shape[1] ** 0.5) ** 2
+    if kind in ("pos_embed", "token_embed") and (x.shape[0], x.shape[2]) == (shape[0], shape[2]):
+        tokens = x.shape[1] - isqrt(x.shape[1]) ** 2
+        if tokens != shape[1] - isqrt(shape[1]) ** 2:
+            return x
         return torch.cat([x[:, :tokens], _resize_square(x[0, tokens:].float(), shape[1] - tokens)[None].to(x.dtype)], 1)
     return x
 

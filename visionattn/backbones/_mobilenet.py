@@ -23,6 +23,8 @@ MOBILENET_V2 = (
     "ir_r3_k3_s2_e6_c160",
     "ir_r1_k3_s1_e6_c320",
 )
+# What lies behind the features, which detectors and segmenters leave out.
+HEADLESS = ("head.", "conv_head.", "bn2.")
 
 
 class MobileNet(EfficientNet):

@@ -17,7 +17,8 @@ RULES = [
     (r"^layers\.", "stages."),
     (r"^head\.", "head.fc."),
 ]
-DROP = r"\.(relative_position_index|attn_mask)$"
+# Tables that are computed, and the norms of the features that the authors' detectors and segmenters have.
+DROP = r"\.(relative_position_index|attn_mask)$|^norm\d\."
 
 
 @register_notrace_module  # the size of the map decides the padding and the shift, which fx cannot trace

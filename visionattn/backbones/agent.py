@@ -14,7 +14,7 @@ from timm.models import PretrainedCfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from visionattn.backbones import _cswin, _deit, _pvt, _swin
-from visionattn.backbones._agent import AgentAttention, TokenAgentAttention
+from visionattn.backbones._agent import BIASES, AgentAttention, TokenAgentAttention
 from visionattn.backbones._linear import adapt, square
 from visionattn.checkpoint import translate
 from visionattn.registry import build, cfg
@@ -103,7 +103,9 @@ def adapt_agents(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, T
     """As `adapt`; and give blocks of the model as many agents as the checkpoint has."""
     for name, module in model.named_modules():
         table = state_dict.get(f"{name}.an_bias", state_dict.get(f"{name}.attns.0.an_bias"))
-        if isinstance(module, AgentAttention) and table is not None and table.shape[1] != module.an_bias.shape[1]:
+        if not isinstance(module, AgentAttention) or table is None or table.ndim != 4:
+            continue
+        if table.shape[1] != module.an_bias.shape[1]:
             module.set_tables(table.shape[1], module.ah_bias.shape[2])
     return adapt(state_dict, model)
 
@@ -112,9 +114,18 @@ def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Ten
     """Map the authors' names to ours, fit agents and tables to the model; ours pass unchanged.
 
     Raises:
-        ValueError: The checkpoint is of another model.
+        ValueError: The checkpoint is of another model, which then keeps the agents that it had.
     """
-    return translate(state_dict, model, model.rules, drop=_swin.DROP, adapt=adapt_agents)
+    agents = [x for x in model.modules() if isinstance(x, AgentAttention)]
+    before = {x: (x.grid, x.shape, dict(x.named_parameters())) for x in agents}
+    try:
+        return translate(state_dict, model, model.rules, drop=_swin.DROP, adapt=adapt_agents)
+    except ValueError:
+        for module, (grid, shape, parameters) in before.items():
+            module.grid, module.shape = grid, shape
+            for name in BIASES:
+                setattr(module, name, parameters.get(name))
+        raise
 
 
 def _cfg(id: str = "", size: int = 224, reduction: int = 32, **fields) -> PretrainedCfg:

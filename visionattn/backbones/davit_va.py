@@ -16,7 +16,7 @@ from timm.models import PretrainedCfg, generate_default_cfgs, register_model
 from timm.models.davit import DaVit
 from torch import Tensor, nn
 
-from visionattn.checkpoint import translate
+from visionattn.checkpoint import translate, unwrap
 from visionattn.registry import build, cfg
 
 
@@ -46,12 +46,26 @@ class DaViT(DaVit):
 
 
 def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Tensor]:
-    """Map the authors' names to ours, which are timm's; checkpoints of timm and our own pass unchanged.
+    """Map the authors' and mmpretrain's names to ours, which are timm's; checkpoints in ours pass unchanged.
 
     Raises:
         ValueError: The checkpoint is of another model.
     """
+    names = unwrap(state_dict)
+    # In a classifier of mmpretrain the norm of the last features is the head's.
+    last = any(".spatial_block." in name for name in names) and any(name.startswith("head.fc.") for name in names)
     rules = [
+        # mmpretrain's names first become the authors'.
+        (r"^patch_embed\.", "patch_embeds.0."),
+        *((rf"^stages\.{i}\.downsample\.", f"patch_embeds.{i + 1}.") for i in range(3)),
+        (r"^(patch_embeds\.\d)\.projection\.", r"\1.proj."),
+        (r"^stages\.(\d)\.blocks\.(\d+)\.spatial_block\.", r"main_blocks.\1.\2.0."),
+        (r"^stages\.(\d)\.blocks\.(\d+)\.channel_block\.", r"main_blocks.\1.\2.1."),
+        (r"\.attn\.w_msa\.", ".attn."),
+        (r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."),
+        (r"\.ffn\.layers\.1\.", ".mlp.fc2."),
+        (r"^head\.fc\.", "head."),
+        (r"^norm3\.", "norms."),
         (r"^(patch_embeds\.\d)\.proj\.", r"\1.conv."),
         (r"^patch_embeds\.0\.", "stem."),
         (r"^patch_embeds\.(\d)\.", r"stages.\1.downsample."),
@@ -62,7 +76,7 @@ def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Ten
         (r"^norms\.", "head.norm."),
     ]
     # Detectors and segmenters norm the features with norms of their own.
-    return translate(state_dict, model, rules, drop=r"^norm\d\.")
+    return translate(names, model, rules, drop=r"^norm[0-2]\." if last else r"^norm\d\.")
 
 
 def _cfg(**fields) -> PretrainedCfg:

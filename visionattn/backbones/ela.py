@@ -16,8 +16,8 @@ from timm.models.byobnet import ByoBlockCfg, ByoModelCfg
 from torch import Tensor, nn
 
 from visionattn.backbones._byob import Byob
-from visionattn.backbones._mobilenet import MOBILENET_V2, MobileNet
-from visionattn.checkpoint import fit, unwrap
+from visionattn.backbones._mobilenet import HEADLESS, MOBILENET_V2, MobileNet
+from visionattn.checkpoint import translate
 from visionattn.layers import ELA
 from visionattn.registry import build, cfg
 
@@ -99,7 +99,7 @@ def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Ten
     Raises:
         ValueError: The checkpoint is of another model.
     """
-    return fit(unwrap(state_dict), model, free=("head.fc.", "classifier."))
+    return translate(state_dict, model, rules=(), free=("head.fc.", "classifier."), headless=HEADLESS)
 
 
 def _cfg(**fields) -> PretrainedCfg:

@@ -22,7 +22,7 @@ from timm.models.byobnet import ByoBlockCfg, ByoModelCfg, LayerFn, SelfAttnBlock
 from torch import Tensor, nn
 
 from visionattn.backbones._byob import Byob
-from visionattn.checkpoint import fit, unwrap
+from visionattn.checkpoint import translate
 from visionattn.registry import build, cfg
 from visionattn_kernels import halo_attention
 
@@ -204,7 +204,7 @@ def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Ten
     Raises:
         ValueError: The checkpoint is of another model.
     """
-    return fit(unwrap(state_dict), model)
+    return translate(state_dict, model, rules=(), headless=("head.", "final_conv."))
 
 
 def _paper(size: int, **fields) -> PretrainedCfg:

@@ -339,26 +339,28 @@ def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Ten
 def _flatten_pointwise(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Weights of the authors' 1x1 convolutions as those of linear layers, where the model has these."""
     linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    return {name: x.flatten(1) if name in linear else x for name, x in state_dict.items()}
+    return {name: x.flatten(1) if name in linear and x.ndim == 4 else x for name, x in state_dict.items()}
 
 
-def _cfg(**fields) -> PretrainedCfg:
+def _cfg(letter: str = "", **fields) -> PretrainedCfg:
+    # The authors link their repository on the hub without naming its files; those of a size have its letter in them.
+    hub = {"hf_hub_id": "aldjalkdf/MAViT", "hf_hub_filename": f"*[-_]{letter}*.pth"} if letter else {}
     return cfg(
         source="https://github.com/qhfan/MALA",
         paper="2507.00698",
         license="unspecified",
-        page="https://huggingface.co/aldjalkdf/MAViT/tree/main",
         first_conv="stem.proj.0",
+        **hub,
         **fields,
     )
 
 
 default_cfgs = generate_default_cfgs(
     {
-        "mala_tiny.in1k": _cfg(top1=82.9, params=16449128, gmacs=2.5),
-        "mala_small.in1k": _cfg(top1=84.7, params=27142568, gmacs=4.6),
-        "mala_base.in1k": _cfg(top1=85.7, params=49792648, gmacs=9.9),
-        "mala_large.in1k": _cfg(top1=86.0, params=97766088, gmacs=16.1),
+        "mala_tiny.in1k": _cfg("t", top1=82.9, params=16449128, gmacs=2.5),
+        "mala_small.in1k": _cfg("s", top1=84.7, params=27142568, gmacs=4.6),
+        "mala_base.in1k": _cfg("b", top1=85.7, params=49792648, gmacs=9.9),
+        "mala_large.in1k": _cfg("l", top1=86.0, params=97766088, gmacs=16.1),
         "test_mala.untrained": _cfg(input_size=(3, 96, 96), pool_size=(3, 3)),
     }
 )

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from timm.models import PretrainedCfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from visionattn.backbones._mobilenet import MOBILENET_V1, MOBILENET_V2, MobileNet
-from visionattn.checkpoint import fit, unwrap
-from visionattn.layers import ULSAM, merge_subspaces
+from visionattn.backbones._mobilenet import HEADLESS, MOBILENET_V1, MOBILENET_V2, MobileNet
+from visionattn.checkpoint import translate
+from visionattn.layers import ULSAM
 from visionattn.registry import build, cfg
 
 
@@ -74,7 +74,8 @@ def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Ten
     Raises:
         ValueError: The checkpoint is of another model.
     """
-    return fit(merge_subspaces(unwrap(state_dict)), model, free=("classifier.",))
+    rules = [(r"^(.*)\.subspaces\.(\d+)\.(.*)$", r"\1.\3#\2")]
+    return translate(state_dict, model, rules, free=("classifier.",), headless=HEADLESS)
 
 
 def _cfg(**fields) -> PretrainedCfg:

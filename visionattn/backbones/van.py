@@ -174,15 +174,38 @@ class VAN(Pyramid):
                 nn.init.zeros_(module.bias)
 
 
+# From the names of transformers, misspelt as they are there, to the authors'.
+_TRANSFORMERS = [
+    *((rf"^van\.encoder\.stages\.{i}\.embeddings\.", f"patch_embed{i + 1}.") for i in range(4)),
+    *((rf"^van\.encoder\.stages\.{i}\.layers\.", f"block{i + 1}.") for i in range(4)),
+    *((rf"^van\.encoder\.stages\.{i}\.normalization\.", f"norm{i + 1}.") for i in range(4)),
+    (r"^(patch_embed\d)\.convolution\.", r"\1.proj."),
+    (r"^(patch_embed\d)\.normalization\.", r"\1.norm."),
+    (r"\.pre_normomalization\.", ".norm1."),
+    (r"\.post_normalization\.", ".norm2."),
+    (r"\.attention\.pre_projection\.conv\.", ".attn.proj_1."),
+    (r"\.attention\.post_projection\.", ".attn.proj_2."),
+    (r"\.attention\.attention_layer\.attention\.depth_wise\.", ".attn.spatial_gating_unit.conv0."),
+    (r"\.attention\.attention_layer\.attention\.depth_wise_dilated\.", ".attn.spatial_gating_unit.conv_spatial."),
+    (r"\.attention\.attention_layer\.attention\.point_wise\.", ".attn.spatial_gating_unit.conv1."),
+    (r"\.attention_scaling\.weight$", ".layer_scale_1"),
+    (r"\.mlp_scaling\.weight$", ".layer_scale_2"),
+    (r"\.mlp\.in_dense\.", ".mlp.fc1."),
+    (r"\.mlp\.depth_wise\.", ".mlp.dwconv."),
+    (r"\.mlp\.out_dense\.", ".mlp.fc2."),
+    (r"^classifier\.", "head."),
+]
+
+
 def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Tensor]:
-    """Map the authors' and mmpretrain's names to ours; our own checkpoints pass unchanged.
+    """Map the names of the authors, mmpretrain and transformers (up to 4) to ours; our own checkpoints pass unchanged.
 
     Raises:
         ValueError: The checkpoint is of another model.
     """
     rules = [
-        # mmpretrain's names first become the authors'.
-        (r"^backbone\.", ""),
+        # mmpretrain's and transformers' names first become the authors'.
+        *_TRANSFORMERS,
         (r"^head\.fc\.", "head."),
         (r"^(patch_embed\d)\.projection\.", r"\1.proj."),
         (r"^blocks(\d)\.", r"block\1."),
@@ -199,7 +222,8 @@ def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Ten
         (r"\.mlp\.dwconv\.dwconv\.", ".mlp.dwconv."),
         (r"^head\.", "head.fc."),
     ]
-    return translate(state_dict, model, rules)
+    # transformers' model has a norm that it never uses.
+    return translate(state_dict, model, rules, drop=r"^van\.layernorm\.")
 
 
 def _hub(size: str, file: str) -> dict[str, str]:

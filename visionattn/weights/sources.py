@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from urllib.parse import urlparse
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.utils import EntryNotFoundError
 from timm.models import PretrainedCfg
 from timm.models._hub import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME, download_cached_file
@@ -81,9 +82,20 @@ def fetch(entry: PretrainedCfg, cache_dir: str | Path | None = None) -> Path:
 
 
 def _fetch_from_hub(entry: PretrainedCfg, cache_dir: str | Path | None) -> Path:
-    """Download from the hub, safetensors rather than pickles where the entry does not say which file."""
+    """Download from the hub, safetensors rather than pickles where the entry does not say which file.
+
+    A file's name with `*` is a pattern, for repositories whose names are not known: the one that it fits is meant.
+    """
     repository, _, revision = entry.hf_hub_id.partition("@")
     names = [entry.hf_hub_filename] if entry.hf_hub_filename else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
+    if "*" in names[0]:
+        present = HfApi().list_repo_files(repository, revision=revision or None)
+        names = [name for name in present if fnmatch(name.lower(), names[0])]
+        if len(names) != 1:
+            raise ValueError(
+                f"https://huggingface.co/{repository} must have one file like {entry.hf_hub_filename!r}, got {names} "
+                f"of {present}; {_by_hand(entry.architecture)}"
+            )
     for name in names:
         try:
             return Path(hf_hub_download(repository, name, revision=revision or None, cache_dir=cache_dir))
@@ -100,8 +112,11 @@ def _explain(name: str, source: Source) -> str:
         "manual": f"a person must fetch the weights of {name} from {source.address}",
         "dead": f"the weights of {name} were published at {source.address}, which no longer answers as far as is known",
     }[source.state]
-    variant = name.partition(".")[0]
+    return f"{why}; {_by_hand(name.partition('.')[0])}"
+
+
+def _by_hand(variant: str) -> str:
     return (
-        f"{why}; a file that you have loads with timm.create_model({variant!r}, pretrained=True, "
+        f"a file that you have loads with timm.create_model({variant!r}, pretrained=True, "
         f"pretrained_cfg_overlay={{'file': FILE}})"
     )
