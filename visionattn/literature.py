@@ -275,9 +275,6 @@ DENSE: dict[str, list[Result]] = {
 
 # What nobody here knows of a family, beyond what holds for all.
 UNKNOWN: dict[str, list[str]] = {
-    "agent": [
-        "How many agents the published DeiT-B has: its configuration says 81, its published size fits 25.",
-    ],
     "biformer": ["The weights of the paper's models with token labelling, which were never published."],
     "davit_va": ["Weights of the large, huge and giant models, which were never published."],
     "ela": [

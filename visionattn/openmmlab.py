@@ -252,6 +252,8 @@ def _translate(backbone: VisionAttn, state_dict: dict, prefix: str, *_: Any) -> 
                     tensor = weights.pop(authors, None)
                     if tensor is not None and str(i) in backbone.out_norms:
                         state_dict[f"{prefix}out_norms.{i}.{kind}"] = tensor
+    # Under this prefix the filters know that the classifier and its norm may be missing.
+    weights = {f"backbone.{name}": x for name, x in weights.items()}
     whole = backbone._create(pretrained=True, pretrained_cfg_overlay={"state_dict": weights}).state_dict()
     kept = backbone.body.state_dict()
     state_dict.update({f"{prefix}body.{name}": x for name, x in whole.items() if name in kept})

@@ -77,6 +77,7 @@ def test_the_one_file_that_a_pattern_fits_is_fetched_from_the_hub(files, chosen,
     [
         ("nat_mini", "in1k"),
         ("dinat_base", "in1k"),
+        ("dinat_large_384_11x11", "in22k_ft_in1k"),
         ("davit_tiny_va", "in1k"),
         ("van_b0", ""),
         ("van_b4", "in1k"),

@@ -126,10 +126,10 @@ def _dinat(name: str, **fields) -> PretrainedCfg:
     return _cfg(f"dinat/checkpoints/{name}.pth", paper="2209.15001", **fields)
 
 
-def _hub(name: str, **fields) -> PretrainedCfg:
+def _hub(name: str, ending: str = "in1k-224", **fields) -> PretrainedCfg:
     """The authors' weights in transformers' names, on the hub."""
     paper = "2209.15001" if name.startswith("dinat") else "2204.07143"
-    return _cfg(hf_hub_id=f"shi-labs/{name.replace('_', '-')}-in1k-224", paper=paper, **fields)
+    return _cfg(hf_hub_id=f"shi-labs/{name.replace('_', '-')}-{ending}", paper=paper, **fields)
 
 
 _AT_384 = {"input_size": (3, 384, 384), "pool_size": (12, 12), "crop_pct": 1.0}
@@ -154,12 +154,19 @@ default_cfgs = generate_default_cfgs(
         "dinat_small.in1k": _dinat("imagenet1k/dinat_small_in1k_224", top1=83.8, params=50719681, gmacs=7.8),
         "dinat_base.hub_in1k": _hub("dinat_base", top1=84.4, params=89769652, gmacs=13.7),
         "dinat_base.in1k": _dinat("imagenet1k/dinat_base_in1k_224", top1=84.4, params=89769652, gmacs=13.7),
+        "dinat_large.hub_in22k_ft_in1k": _hub("dinat_large", "in22k-in1k-224", top1=86.6, params=200943514, gmacs=30.6),
         "dinat_large.in22k_ft_in1k": _dinat(
             "imagenet1k/dinat_large_in22k_in1k_224", top1=86.6, params=200943514, gmacs=30.6
         ),
         "dinat_large.in22k": _dinat("imagenet22k/dinat_large_in22k_224", **_IN22K),
+        "dinat_large_384.hub_in22k_ft_in1k": _hub(
+            "dinat_large", "in22k-in1k-384", top1=87.4, params=200943514, gmacs=89.7, **_AT_384
+        ),
         "dinat_large_384.in22k_ft_in1k": _dinat(
             "imagenet1k/dinat_large_in22k_in1k_384", top1=87.4, params=200943514, gmacs=89.7, **_AT_384
+        ),
+        "dinat_large_384_11x11.hub_in22k_ft_in1k": _hub(
+            "dinat_large_11x11", "in22k-in1k-384", top1=87.5, params=201144250, gmacs=92.4, **_AT_384
         ),
         "dinat_large_384_11x11.in22k_ft_in1k": _dinat(
             "imagenet1k/dinat_large_in22k_in1k_384_11x11", top1=87.5, params=201144250, gmacs=92.4, **_AT_384
