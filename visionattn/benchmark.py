@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -34,8 +35,14 @@ class ModelTiming:
     memory_ratio: float
 
 
-def time_models(names: Sequence[str], batch: int = 4, size: int = 224, rounds: int = 7) -> list[ModelTiming]:
-    """Time models with random weights in turns; ratios are to the first.
+def time_models(
+    names: Sequence[str],
+    batch: int = 4,
+    size: int = 224,
+    rounds: int = 7,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[ModelTiming]:
+    """Time models with random weights in turns; ratios are to the first, and `clock` as of `interleaved`.
 
     Raises:
         RuntimeError: A model's logits or gradients are not finite, or a parameter gets none; nothing is timed.
@@ -47,10 +54,10 @@ def time_models(names: Sequence[str], batch: int = 4, size: int = 224, rounds: i
         _check(name, model, images, labels)
     for model in models.values():
         model.eval()
-    forward = interleaved({name: _forward(model, images) for name, model in models.items()}, rounds)
+    forward = interleaved({name: _forward(model, images) for name, model in models.items()}, rounds, clock)
     for model in models.values():
         model.train()
-    step = interleaved({name: _step(model, images, labels) for name, model in models.items()}, rounds)
+    step = interleaved({name: _step(model, images, labels) for name, model in models.items()}, rounds, clock)
     memory = {name: _step_memory(model, images, labels) for name, model in models.items()}
     costs = {name: (forward[name], step[name], memory[name]) for name in names}
     first = costs[names[0]]

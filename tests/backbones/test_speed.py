@@ -22,12 +22,11 @@ def test_biformer_tiny_costs_no_more_than_resnet50():
     assert ours.step_ratio <= 1 / NOISE
 
 
-@pytest.mark.parametrize(("theirs", "size"), [("davit_tiny", 224), ("halonet26t", 256)])
-def test_designs_of_timm_cost_no_more_than_timms(theirs, size):
-    _, ours = time_models([theirs, f"{theirs}_va"], size=size, rounds=3)
+def test_halonet26t_costs_no_more_than_timms():
+    _, ours = time_models(["halonet26t", "halonet26t_va"], size=256, rounds=3)
     assert max(ours.forward_ratio, ours.step_ratio) <= 1 / 0.97 / NOISE, ours
     # Memory has no noise.
-    assert ours.memory_ratio <= 1.005, ours
+    assert ours.memory_ratio <= 1, ours
 
 
 def test_nat_tiny_trains_faster_than_swin_small_of_the_same_accuracy():
