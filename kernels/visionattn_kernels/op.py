@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
+from importlib import import_module
 
 import torch
 from torch.library import CustomOpDef
@@ -72,6 +73,15 @@ def define(name: str, schema: str, *, cpu: Callable, fake: Callable, cuda: Calla
     if cuda is not None:
         op.register_kernel("cuda")(_outside_autocast("cuda", cuda))
     return op
+
+
+def launcher(operator: str, function: str) -> Callable:
+    """`function` of the operator's module in `triton/`, which is imported, and Triton, when a CUDA tensor arrives."""
+
+    def launch(*arguments):
+        return getattr(import_module(f"visionattn_kernels.triton.{operator}"), function)(*arguments)
+
+    return launch
 
 
 def no_autocast(device_type: str) -> AbstractContextManager:

@@ -5,15 +5,30 @@ from pathlib import Path
 
 import pytest
 
-from visionattn_kernels.triton.evidence.readme import replace_table, source_hash
+from visionattn_kernels.triton.evidence import OPERATORS
+from visionattn_kernels.triton.evidence.readme import replace_table, source_files, source_hash
 
 README = Path(__file__).parents[2] / "kernels" / "README.md"
 
 
-def test_the_tables_were_printed_from_these_kernels():
-    stamps = re.findall(r"^Kernels (\w{12}), Triton \S+, \d{4}-\d\d-\d\d\.$", README.read_text(), flags=re.MULTILINE)
-    commands = "python tools/compile_kernels.py --write kernels/README.md, and again with --traffic"
-    assert stamps == [source_hash()] * 2, f"run {commands}"
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("name", ["resources", "traffic"])
+def test_the_tables_were_printed_from_these_kernels(name, operator):
+    table = re.search(
+        f"<!-- {name} {operator} -->\n(.*?)<!-- /{name} {operator} -->", README.read_text(), flags=re.DOTALL
+    )
+    stamps = re.findall(
+        r"^Kernels (\w{12}), Triton \S+, \d{4}-\d\d-\d\d\.$", table[1] if table else "", flags=re.MULTILINE
+    )
+    option = " --traffic" if name == "traffic" else ""
+    command = f"python tools/compile_kernels.py --operator {operator}{option} --write kernels/README.md"
+    assert stamps == [source_hash(operator)], f"run {command}"
+
+
+def test_the_hash_covers_what_a_launcher_imports_and_nothing_else():
+    names = {path.stem for path in source_files("neighborhood_attention")}
+    shared = {"launch", "relative_bias", "rows", "tiles", "windows"}
+    assert names == {"neighborhood_attention", "neighborhood_attention_kernels", *shared}
 
 
 def test_a_table_replaces_the_one_between_its_comments():

@@ -1,5 +1,7 @@
 """What runs in the processes that compile kernels; Triton is imported only there."""
 
+from dataclasses import replace
+
 import torch
 
 
@@ -20,12 +22,13 @@ def inspected(entry, chip: str) -> tuple[str, list[str]]:
     return str(resources), faults(entry, chip, resources)
 
 
-def faults_of(dtype: torch.dtype, **resources) -> list[str]:
+def faults_of(dtype: torch.dtype, multiplies: bool = True, **resources) -> list[str]:
     """Faults that such resources have on an A100."""
     from visionattn_kernels.triton.evidence.inspect import Resources, entries, faults
 
     fine = {"registers": 100, "spills": 0, "scalar_spills": 0, "shared": 1024, "matrix": {"HMMA": 8}}
-    return faults(next(entries((dtype,), (32,))), "sm_80", Resources(**{**fine, **resources}))
+    entry = replace(next(entries((dtype,), (32,))), multiplies=multiplies)
+    return faults(entry, "sm_80", Resources(**{**fine, **resources}))
 
 
 def spills_of_a_tile_that_is_too_large() -> list[str]:
@@ -33,7 +36,7 @@ def spills_of_a_tile_that_is_too_large() -> list[str]:
     from visionattn_kernels.triton import neighborhood_attention as module
     from visionattn_kernels.triton.evidence.inspect import entries, faults, inspect
 
-    entry = next(entries((torch.bfloat16,), (128,)))
+    entry = next(entries((torch.bfloat16,), (128,), ("neighborhood_attention",)))
     table = module.FORWARD[2, 128]
     module.FORWARD[2, 128] = table._replace(tile=(16, 16))
     try:

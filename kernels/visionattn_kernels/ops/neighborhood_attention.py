@@ -19,7 +19,7 @@ from torch import Tensor
 
 from visionattn_kernels.cpu import neighborhood_attention as cpu
 from visionattn_kernels.layout import empty_map
-from visionattn_kernels.op import Operator, define, no_autocast, register
+from visionattn_kernels.op import Operator, define, launcher, no_autocast, register
 from visionattn_kernels.ops.checks import check_kind, check_rank, check_shape
 from visionattn_kernels.ops.windows import (
     Pair,
@@ -162,27 +162,13 @@ def _differentiate(ctx, grad, _grad_lse):
     return *gradients[:3], None if saved[3] is None else gradients[3], None, None, None, None
 
 
-def _forward_cuda(*arguments):
-    """The Triton forward; Triton is imported when a CUDA tensor arrives."""
-    from visionattn_kernels.triton import neighborhood_attention as triton
-
-    return triton.forward(*arguments)
-
-
-def _backward_cuda(*arguments):
-    """The Triton backward, likewise."""
-    from visionattn_kernels.triton import neighborhood_attention as triton
-
-    return triton.backward(*arguments)
-
-
 _SETTINGS = "int[] kernel_size, int[] stride, int[] dilation, float scale"
 _forward = define(
     "neighborhood_attention",
     f"(Tensor query, Tensor key, Tensor value, Tensor? bias, {_SETTINGS}) -> (Tensor, Tensor)",
     cpu=cpu.forward,
     fake=_forward_fake,
-    cuda=_forward_cuda,
+    cuda=launcher("neighborhood_attention", "forward"),
 )
 _backward = define(
     "neighborhood_attention_backward",
@@ -190,7 +176,7 @@ _backward = define(
     f"{_SETTINGS}) -> (Tensor, Tensor, Tensor, Tensor)",
     cpu=cpu.backward,
     fake=_backward_fake,
-    cuda=_backward_cuda,
+    cuda=launcher("neighborhood_attention", "backward"),
 )
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
 register(Operator("neighborhood_attention", neighborhood_attention, reference, decomposition))

@@ -23,7 +23,8 @@ class Launch:
         arguments: By the kernel's parameter names.
         num_warps: Warps a program.
         num_stages: Iterations of the kernel's loop in flight.
-        flops: The least that must be multiplied and added, for comparison with what the kernel does.
+        flops: The least that must be multiplied and added, for comparison with what the kernel does; 0 where a kernel
+            only adds up numbers, each of which takes part once: it has no matrix product and needs no such instruction.
     """
 
     kernel: Any

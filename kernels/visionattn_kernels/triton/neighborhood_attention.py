@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -17,24 +16,7 @@ from visionattn_kernels.triton.neighborhood_attention_kernels import (
     neighborhood_attention_bwd_query_kernel,
     neighborhood_attention_fwd_kernel,
 )
-
-Pair = tuple[int, int]
-
-
-class Tiles(NamedTuple):
-    """How a kernel cuts its work.
-
-    Attributes:
-        tile: Members that a program owns, (rows, columns).
-        block: Members that its loop takes at once, a power of two; `block_shape` makes a rectangle of them.
-        num_warps, num_stages: As of `Launch`.
-    """
-
-    tile: Pair
-    block: int
-    num_warps: int
-    num_stages: int
-
+from visionattn_kernels.triton.tiles import Tiles, block_shape, entry_of, tiles_per_head
 
 # The tables, by bytes an element and padded head dim. The rule: 8x8 members a program, because 64 rows fill the matrix
 # instruction of four warps on every chip and a square has the smallest halo; blocks of 64 in 16 bits and of 32 in 32,
@@ -73,19 +55,6 @@ BACKWARD_KEY_VALUE = {
 }
 
 
-@lru_cache(maxsize=256)
-def block_shape(tile: Pair, kernel_size: Pair, block: int) -> Pair:
-    """The rectangle of `block` members that covers what a tile's windows reach in the fewest steps.
-
-    That is an area of (tile + K - 1), wherever the border does not cut it. Of several, the one nearest to a square. On
-    each axis tile and block make 16 pairs at least, the fewest that a matrix product in `relative_bias.py` sums over.
-    """
-    rows, columns = (length + size - 1 for length, size in zip(tile, kernel_size, strict=True))
-    shapes = [(1 << power, block >> power) for power in range(block.bit_length())]
-    shapes = [shape for shape in shapes if tile[0] * shape[0] >= 16 and tile[1] * shape[1] >= 16]
-    return min(shapes, key=lambda shape: (-(-rows // shape[0]) * -(-columns // shape[1]), sum(shape)))
-
-
 def forward_launches(query, key, value, bias, kernel_size, stride, dilation, scale):
     """Results of the forward, not yet filled, and the launches that fill them; arguments and results as of the op.
 
@@ -116,7 +85,7 @@ def backward_launches(grad, query, key, value, bias, out, lse, kernel_size, stri
     delta = torch.empty_like(lse)
     bias_sums = None
     if bias is not None:
-        tiles = _tiles_per_head(query, BACKWARD_QUERY[_entry(query)].tile, dilation)
+        tiles = tiles_per_head(query.shape[2:4], BACKWARD_QUERY[entry_of(query)].tile, dilation)
         bias_sums = query.new_empty((*query.shape[:2], tiles, *bias.shape[1:]), dtype=torch.float32)
     query_launch = _launch(
         neighborhood_attention_bwd_query_kernel,
@@ -149,17 +118,6 @@ def _check(query: Tensor, bias: Tensor | None, scale: float) -> None:
         raise ValueError("with a bias the scale must not be 0: the kernels multiply their sum by it, got 0")
 
 
-def _entry(query: Tensor) -> Pair:
-    """Key of the tables of tiles."""
-    return query.element_size(), padded_dim(query.shape[-1])
-
-
-def _tiles_per_head(query: Tensor, tile: Pair, dilation: Pair) -> int:
-    """Tiles of all residue maps of one head."""
-    axes = zip(query.shape[2:4], dilation, tile, strict=True)
-    return math.prod(gap * triton.cdiv(triton.cdiv(length, gap), side) for length, gap, side in axes)
-
-
 def _launch(kernel, table, products: int, maps: dict[str, Tensor], lse, bias, settings, **others: Any) -> Launch:
     """The launch of `kernel` over all tiles, cut as `table` says.
 
@@ -176,7 +134,7 @@ def _launch(kernel, table, products: int, maps: dict[str, Tensor], lse, bias, se
     kernel_size, stride, dilation, scale = settings
     query = maps["query"]
     batch, heads, height, width, dim = query.shape
-    tile, block, num_warps, num_stages = table[_entry(query)]
+    tile, block, num_warps, num_stages = table[entry_of(query)]
     arguments = {
         **{f"{name}_ptr": x for name, x in maps.items()},
         **{f"{name}_strides": x.stride() for name, x in maps.items()},
@@ -196,7 +154,7 @@ def _launch(kernel, table, products: int, maps: dict[str, Tensor], lse, bias, se
         "DIM": dim,
         "BLOCK_D": padded_dim(dim),
     }
-    programs = batch * heads * _tiles_per_head(query, tile, dilation)
+    programs = batch * heads * tiles_per_head((height, width), tile, dilation)
     flops = 2 * products * query.numel() * math.prod(kernel_size)
     return Launch(kernel, programs, arguments, num_warps, num_stages, flops)
 

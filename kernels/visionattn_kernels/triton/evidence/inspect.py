@@ -65,6 +65,7 @@ class Entry:
         variant: Key of the launcher module's `examples`.
         number: Place among the variant's launches.
         kernel: Name of the kernel, for tables.
+        multiplies: Whether it has matrix products; as `Launch.flops` says.
         dtype: Of the tensors.
         dim: Channels a head.
     """
@@ -73,6 +74,7 @@ class Entry:
     variant: str
     number: int
     kernel: str
+    multiplies: bool
     dtype: torch.dtype
     dim: int
 
@@ -113,14 +115,25 @@ class Resources:
         return ", ".join(parts)
 
 
-def entries(dtypes: tuple[torch.dtype, ...] = DTYPES, dims: tuple[int, ...] = DIMS) -> Iterator[Entry]:
-    """Every kernel and variant of every operator, for the given dtypes and head dims."""
-    for operator in OPERATORS:
+def entries(
+    dtypes: tuple[torch.dtype, ...] = DTYPES,
+    dims: tuple[int, ...] = DIMS,
+    operators: tuple[str, ...] = OPERATORS,
+) -> Iterator[Entry]:
+    """Every kernel and variant of the given operators, for the given dtypes and head dims."""
+    for operator in operators:
         for dtype in dtypes:
             for dim in dims:
                 for variant, launches in examples(operator, dtype, dim, "meta").items():
-                    for number, launch in enumerate(launches):
-                        yield Entry(operator, variant, number, launch.kernel.__name__, dtype, dim)
+                    for number, launch in distinct(launches):
+                        name, multiplies = launch.kernel.__name__, launch.flops > 0
+                        yield Entry(operator, variant, number, name, multiplies, dtype, dim)
+
+
+def distinct(launches: list[Launch]) -> list[tuple[int, Launch]]:
+    """The first launch of each kernel, with its number: others of a variant differ in sizes alone."""
+    first = {launch.kernel.__name__: (number, launch) for number, launch in reversed(list(enumerate(launches)))}
+    return sorted(first.values(), key=lambda pair: pair[0])
 
 
 def examples(operator: str, dtype: torch.dtype, dim: int, device: str) -> dict[str, list[Launch]]:
@@ -143,7 +156,7 @@ def faults(entry: Entry, chip: str, resources: Resources) -> list[str]:
         found.append(f"{resources.spills} spills")
     if resources.shared > CHIPS[chip].shared:
         found.append(f"{resources.shared} bytes of shared memory, the chip has {CHIPS[chip].shared}")
-    if entry.dtype != torch.float32 and not resources.matrix:
+    if entry.multiplies and entry.dtype != torch.float32 and not resources.matrix:
         found.append(f"no matrix instruction {CHIPS[chip].matrix}")
     return found
 

@@ -5,10 +5,21 @@ from hashlib import sha256
 from pathlib import Path
 
 
-def source_hash() -> str:
-    """First 12 digits of the SHA-256 of the kernels and launchers, file by file in the order of their names."""
+def source_files(operator: str) -> set[Path]:
+    """The operator's launcher and what it imports, directly or not, of the kernels and launchers."""
+    folder, found, names = Path(__file__).parents[1], set(), [operator]
+    while names:
+        path = folder / f"{names.pop()}.py"
+        if path not in found:
+            found.add(path)
+            names += re.findall(r"^from visionattn_kernels\.triton\.(\w+) import", path.read_text(), flags=re.MULTILINE)
+    return found
+
+
+def source_hash(operator: str) -> str:
+    """First 12 digits of the SHA-256 of `source_files`, file by file in the order of their names."""
     digest = sha256()
-    for path in sorted(Path(__file__).parents[1].glob("*.py")):
+    for path in sorted(source_files(operator)):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 

@@ -13,8 +13,16 @@ import torch
 import triton
 from torch import Tensor
 
-from visionattn_kernels.triton.evidence import OPERATORS
-from visionattn_kernels.triton.evidence.inspect import CHIPS, Entry, Resources, entries, examples, faults, inspect
+from visionattn_kernels.triton.evidence.inspect import (
+    CHIPS,
+    Entry,
+    Resources,
+    distinct,
+    entries,
+    examples,
+    faults,
+    inspect,
+)
 from visionattn_kernels.triton.evidence.interpret import counting
 from visionattn_kernels.triton.evidence.readme import source_hash
 from visionattn_kernels.triton.launch import Launch, run
@@ -37,13 +45,13 @@ class Peak:
 PEAKS = {"A100": Peak(312e12, 2.039e12), "H100": Peak(989e12, 3.35e12)}
 
 
-def resource_rows(workers: int | None = None) -> Iterator[tuple[Entry, dict[str, Resources], list[str]]]:
-    """Every entry compiled for every chip, in as many processes as there are processors.
+def resource_rows(operator: str, workers: int | None = None) -> Iterator[tuple[Entry, dict[str, Resources], list[str]]]:
+    """Every entry of an operator compiled for every chip, in as many processes as there are processors.
 
     Yields:
         The entry, its resources by chip, and its faults with the chip they were found on.
     """
-    lines = list(entries())
+    lines = list(entries(operators=(operator,)))
     with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
         compiled = {chip: pool.map(inspect, lines, [chip] * len(lines)) for chip in CHIPS}
         for entry, *found in zip(lines, *compiled.values(), strict=True):
@@ -57,16 +65,15 @@ def resource_header() -> str:
     return table_line("kernel", *CHIPS) + "\n" + table_line(*["---"] * (1 + len(CHIPS)))
 
 
-def traffic_table() -> str:
-    """What a call moves and multiplies, counted in the interpreter, in float16 with 32 channels a head.
+def traffic_table(operator: str) -> str:
+    """What a call of an operator moves and multiplies, counted in the interpreter, in float16 with 32 channels a head.
 
     Times are the roofline's: the larger of the time to move every tensor once and that to multiply what is counted.
     """
     titles = ("kernel", "loaded + stored", "every tensor once", "ratio", "flops", "least flops", "ratio")
     lines = [table_line(*titles, *PEAKS), table_line(*["---"] * (len(titles) + len(PEAKS)))]
-    for operator in OPERATORS:
-        for variant, launches in examples(operator, torch.float16, 32, "cpu").items():
-            lines += [_traffic_line(launch, variant) for launch in launches]
+    for variant, launches in examples(operator, torch.float16, 32, "cpu").items():
+        lines += [_traffic_line(launch, variant) for _, launch in distinct(launches)]
     return "\n".join(lines)
 
 
@@ -83,7 +90,7 @@ def _traffic_line(launch: Launch, variant: str) -> str:
         f"{moved / once:.2f}",
         f"{counts.flops / 1e6:.0f} M",
         f"{launch.flops / 1e6:.0f} M",
-        f"{counts.flops / launch.flops:.2f}",
+        f"{counts.flops / launch.flops:.2f}" if launch.flops else "-",
         *(f"{1e6 * bound:.2f} µs" for bound in bounds),
     )
 
@@ -93,6 +100,6 @@ def table_line(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def stamp() -> str:
-    """What a table describes: kernels, compiler and day."""
-    return f"Kernels {source_hash()}, Triton {triton.__version__}, {date.today().isoformat()}."
+def stamp(operator: str) -> str:
+    """What a table describes: the kernels of an operator, compiler and day."""
+    return f"Kernels {source_hash(operator)}, Triton {triton.__version__}, {date.today().isoformat()}."
