@@ -4,7 +4,7 @@ import pytest
 
 from visionattn.benchmark import time_models
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.speed
 
 NOISE = 0.7
 

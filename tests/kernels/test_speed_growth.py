@@ -5,7 +5,7 @@ import pytest
 from visionattn_kernels import OPS
 from visionattn_kernels.benchmark import SIZED, grow, growing_operator, slope
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.speed, pytest.mark.usefixtures("one_thread")]
 
 SIDES = (32, 64, 128, 256)
 SLOPE = 1.15

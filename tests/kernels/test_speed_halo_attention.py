@@ -10,7 +10,7 @@ from timm.layers.halo_attn import HaloAttn
 from visionattn_kernels.benchmark import interleaved, peak_memory
 from visionattn_kernels.testing import halo
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.speed, pytest.mark.usefixtures("one_thread")]
 
 NOISE = 0.7
 TARGET = 1.15

@@ -10,7 +10,7 @@ from visionattn_kernels.baselines import BASELINES, SHAPES
 from visionattn_kernels.benchmark import interleaved, peak_memory
 from visionattn_kernels.testing import evaluate
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.speed, pytest.mark.usefixtures("one_thread")]
 
 NOISE = 0.7
 TARGET = 0.97
