@@ -6,8 +6,6 @@ from timm.layers import trunc_normal_
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
-BIASES = ("an_bias", "na_bias", "ah_bias", "aw_bias", "ha_bias", "wa_bias", "ac_bias", "ca_bias")
-
 
 @register_notrace_module  # the size of the map decides how biases are resized, which fx cannot trace
 class AgentAttention(nn.Module):
@@ -69,9 +67,8 @@ class AgentAttention(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the biases from a truncated normal distribution of deviation 0.02."""
-        for name in BIASES:
-            if getattr(self, name) is not None:
-                trunc_normal_(getattr(self, name), std=0.02)
+        for table in self.parameters(recurse=False):
+            trunc_normal_(table, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
@@ -81,17 +78,17 @@ class AgentAttention(nn.Module):
         """Tokens (B, N, C), of which the last H W are a map, to the same shape."""
         batch, tokens, dim = x.shape
         first = tokens - height * width
-        qkv = self.qkv(x)
-        grid = qkv[:, first:, :dim].transpose(1, 2).reshape(batch, dim, height, width)
+        # Cut along the channels, the three gradients join in one copy; as slices of a stack they would be copied twice.
+        parts = self.qkv(x).chunk(3, dim=-1)
+        query, key, value = [part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in parts]
+        grid = parts[0][:, first:].transpose(1, 2).reshape(batch, dim, height, width)
         agents = F.adaptive_avg_pool2d(grid, self.shape).view(batch, self.num_heads, dim // self.num_heads, -1)
         agents = agents.transpose(2, 3) * self.scale
-        heads = qkv.view(batch, tokens, 3, self.num_heads, dim // self.num_heads).permute(2, 0, 3, 1, 4)
-        query, key, value = heads[0], heads[1], heads[2]
         gather, give = self.biases(height, width)
         gathered = (agents @ key.transpose(2, 3) + gather).softmax(-1).to(value.dtype) @ value
         out = (query @ agents.transpose(2, 3) + give).softmax(-1).to(value.dtype) @ gathered
         out = out.transpose(1, 2).reshape(batch, tokens, dim)
-        local = self.dwc(qkv[:, first:, 2 * dim :].transpose(1, 2).reshape(batch, dim, height, width))
+        local = self.dwc(parts[2][:, first:].transpose(1, 2).reshape(batch, dim, height, width))
         local = local.flatten(2).transpose(1, 2)
         if first > 0:
             local = F.pad(local, (0, 0, first, 0))

@@ -1,5 +1,9 @@
 """CSWin Transformer (Dong et al., CVPR 2022, arXiv:2107.00652) as a trunk, and attention in its stripes."""
 
+from collections.abc import Sequence
+from functools import partial
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
@@ -9,27 +13,9 @@ from torch import Tensor, nn
 from visionattn.backbones._linear import LinearTrunk
 from visionattn.layers import DepthwiseConv
 
-RULES = [
-    (r"^stage1_conv_embed\.0\.", "stem.proj."),
-    (r"^stage1_conv_embed\.2\.", "stem.norm."),
-    *((rf"^merge{i}\.conv\.", f"stages.{i}.downsample.proj.") for i in range(1, 4)),
-    *((rf"^merge{i}\.norm\.", f"stages.{i}.downsample.norm.") for i in range(1, 4)),
-    *((rf"^stage{i + 1}\.", f"stages.{i}.blocks.") for i in range(4)),
-    (r"^(stages\.\d\.blocks\.\d+)\.(qkv|proj|attns)\.", r"\1.attn.\2."),
-    (r"^head\.", "head.fc."),
-]
-
-
-class LePE(nn.Module):
-    """The depthwise convolution of the values in one branch, by the authors' name."""
-
-    def __init__(self, dim: int, device=None, dtype=None):
-        super().__init__()
-        self.get_v = DepthwiseConv(dim, 3, device=device, dtype=dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, H, W, C) to the same shape."""
-        return self.get_v(x)
+TINY = {"dims": (64, 128, 256, 512), "depths": (2, 4, 18, 1), "num_heads": (2, 4, 8, 16), "linear_depths": (2, 4, 0, 0)}
+SMALL = TINY | {"depths": (3, 6, 29, 2), "linear_depths": (3, 6, 0, 0)}
+BASE = SMALL | {"dims": (96, 192, 384, 768), "num_heads": (4, 8, 16, 32)}
 
 
 @register_notrace_module  # the size of the map decides the padding, which fx cannot trace
@@ -55,7 +41,7 @@ class CrossWindowAttention(nn.Module):
         self.stripe = 0 if stripe is None else stripe
         self.num_heads = num_heads // branches
         self.qkv = nn.Linear(dim, 3 * dim, **dd)
-        self.attns = nn.ModuleList(LePE(dim // branches, **dd) for _ in range(branches))
+        self.attns = nn.ModuleList(DepthwiseConv(dim // branches, 3, **dd) for _ in range(branches))
         self.proj = nn.Linear(dim, dim, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
 
@@ -72,7 +58,7 @@ class CrossWindowAttention(nn.Module):
         for i, lepe in enumerate(self.attns):
             some = qkv if stripe == 0 else qkv.chunk(2, -1)[i]
             sides = [rows, columns] if stripe == 0 else ([rows, stripe] if i == 0 else [stripe, columns])
-            parts.append(self._branch(some, lepe.get_v.weight, lepe.get_v.bias, sides))
+            parts.append(self._branch(some, lepe.weight, lepe.bias, sides))
         out = parts[0] if stripe == 0 else torch.cat(parts, -1)
         return self.proj_drop(self.proj(out[:, :height, :width]))
 
@@ -91,32 +77,20 @@ class CrossWindowAttention(nn.Module):
         return out.reshape(batch, height, width, dim)
 
 
+@register_notrace_module  # the size of the map decides the padding, which fx cannot trace
 class ConvNorm(nn.Module):
-    """A strided convolution and a norm: (B, in_dim, H, W) to (B, dim, H/2, W/2), odd sides rounded up."""
+    """A strided convolution and a norm: (B, in_dim, H, W) to (B, dim, H/s, W/s), the map padded to whole steps s."""
 
-    def __init__(self, in_dim: int, dim: int, side: int, device=None, dtype=None):
+    def __init__(self, in_dim: int, dim: int, side: int, stride: int = 2, device=None, dtype=None):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.proj = nn.Conv2d(in_dim, dim, 3, stride=2, padding=1, **dd)
+        self.stride = stride
+        self.proj = nn.Conv2d(in_dim, dim, 2 * stride - 1, stride=stride, padding=stride // 2, **dd)
         self.norm = LayerNorm2d(dim, eps=1e-5, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         """Reduce the map."""
-        return self.norm(self.proj(x))
-
-
-class Stem(nn.Module):
-    """A convolution of 7x7 and a norm: (B, in_chans, H, W) to (B, dim, H/4, W/4), the image padded to whole steps."""
-
-    def __init__(self, in_chans: int, dim: int, side: int, device=None, dtype=None):
-        super().__init__()
-        dd = {"device": device, "dtype": dtype}
-        self.proj = nn.Conv2d(in_chans, dim, 7, stride=4, padding=2, **dd)
-        self.norm = LayerNorm2d(dim, eps=1e-5, **dd)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Image to the first stage's input."""
-        return self.norm(self.proj(F.pad(x, (0, -x.shape[3] % 4, 0, -x.shape[2] % 4))))
+        return self.norm(self.proj(F.pad(x, (0, -x.shape[3] % self.stride, 0, -x.shape[2] % self.stride))))
 
 
 class CSWin(LinearTrunk):
@@ -124,7 +98,16 @@ class CSWin(LinearTrunk):
     softmax attention sees the whole map. Arguments: `LinearTrunk`.
     """
 
-    make_stem = Stem
+    rules: ClassVar[Sequence[tuple[str, str]]] = [
+        (r"^stage1_conv_embed\.0\.", "stem.proj."),
+        (r"^stage1_conv_embed\.2\.", "stem.norm."),
+        *((rf"^merge{i}\.conv\.", f"stages.{i}.downsample.proj.") for i in range(1, 4)),
+        *((rf"^merge{i}\.norm\.", f"stages.{i}.downsample.norm.") for i in range(1, 4)),
+        *((rf"^stage{i + 1}\.", f"stages.{i}.blocks.") for i in range(4)),
+        (r"^(stages\.\d\.blocks\.\d+)\.(qkv|proj|attns)\.", r"\1.attn.\2."),
+        (r"^head\.", "head.fc."),
+    ]
+    make_stem = staticmethod(partial(ConvNorm, stride=4))
     make_downsample = ConvNorm
 
     @staticmethod

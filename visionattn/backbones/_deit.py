@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention, trunc_normal_
+from timm.layers import Attention, resample_abs_pos_embed, trunc_normal_
 from timm.models import checkpoint, register_notrace_module
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -17,13 +17,6 @@ from visionattn.backbones._linear import LinearTrunk
 from visionattn.layers import AttentionBlock
 
 BLOCKS_A_STAGE = 3
-RULES = [
-    (r"^cls_token$", "stem.cls_token"),
-    (r"^pos_embed$", "stem.token_embed"),
-    (r"^patch_embed\.", "stem."),
-    *((rf"^blocks\.{i}\.", f"stages.{i // BLOCKS_A_STAGE}.blocks.{i % BLOCKS_A_STAGE}.") for i in range(12)),
-    (r"^head\.", "head.fc."),
-]
 
 
 @register_notrace_module  # the size of the map decides whether the embedding is resized, which fx cannot trace
@@ -36,7 +29,6 @@ class TokenStem(nn.Module):
     def __init__(self, in_chans: int, dim: int, side: int, device=None, dtype=None):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.side = side
         self.proj = nn.Conv2d(in_chans, dim, 16, stride=16, **dd)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim, **dd))
         self.token_embed = nn.Parameter(torch.empty(1, 1 + side * side, dim, **dd))
@@ -50,12 +42,7 @@ class TokenStem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Image to tokens."""
         x = self.proj(F.pad(x, (0, -x.shape[3] % 16, 0, -x.shape[2] % 16)))
-        height, width = x.shape[2], x.shape[3]
-        pos_embed = self.token_embed
-        if height != self.side or width != self.side:
-            grid = pos_embed[:, 1:].transpose(1, 2).reshape(1, -1, self.side, self.side)
-            grid = F.interpolate(grid, [height, width], mode="bicubic").flatten(2).transpose(1, 2)
-            pos_embed = torch.cat([pos_embed[:, :1], grid], 1)
+        pos_embed = resample_abs_pos_embed(self.token_embed, [x.shape[2], x.shape[3]], antialias=False)
         tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1)
         return tokens + pos_embed
 
@@ -106,11 +93,19 @@ class DeiT(LinearTrunk):
     whose last stages are pruned, and whose class token nothing sees, the patches as a map (B, C, H, W).
     """
 
+    rules: ClassVar[Sequence[tuple[str, str]]] = [
+        (r"^cls_token$", "stem.cls_token"),
+        (r"^pos_embed$", "stem.token_embed"),
+        (r"^patch_embed\.", "stem."),
+        *((rf"^blocks\.{i}\.", f"stages.{i // BLOCKS_A_STAGE}.blocks.{i % BLOCKS_A_STAGE}.") for i in range(12)),
+        (r"^head\.", "head.fc."),
+    ]
     reductions = (16, 16, 16, 16)
     # Maps of tokens come from `forward_intermediates`, not from the stages alone.
     feature_cls = "getter"
     norm_eps = 1e-6
     make_stem = TokenStem
+    make_downsample: ClassVar[Callable[..., nn.Module]] = nn.Identity
     make_block: ClassVar[Callable[..., nn.Module]] = TokenBlock
     make_stage: ClassVar[Callable[..., nn.Module]] = TokenStage
     make_norm: ClassVar[Callable[..., nn.Module]] = nn.LayerNorm
@@ -120,11 +115,6 @@ class DeiT(LinearTrunk):
         # TorchScript reads a Sequential's own forward, which passes no size.
         self.stages = nn.ModuleList(self.stages)
         self.gives_class_token = True
-
-    @staticmethod
-    def make_downsample(in_dim: int, dim: int, side: int, **dd) -> nn.Module:
-        """None: one resolution."""
-        return nn.Identity()
 
     @staticmethod
     def make_softmax(stage: int, block: int, dim: int, num_heads: int, img_size: int, **kwargs) -> nn.Module:

@@ -1,25 +1,16 @@
 """The first Pyramid Vision Transformer (Wang et al., ICCV 2021, arXiv:2102.12122) as a trunk without its attention."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
-from timm.layers import LayerNorm2d, trunc_normal_
+from timm.layers import LayerNorm2d, resample_abs_pos_embed, trunc_normal_
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from visionattn.backbones._linear import LinearTrunk
 from visionattn.layers import fill_patch
-
-RULES = [
-    (r"^patch_embed1\.", "stem."),
-    (r"^pos_embed1$", "stem.pos_embed"),
-    *((rf"^patch_embed{i + 1}\.", f"stages.{i}.downsample.") for i in range(1, 4)),
-    *((rf"^pos_embed{i + 1}$", f"stages.{i}.downsample.pos_embed") for i in range(1, 4)),
-    *((rf"^block{i + 1}\.", f"stages.{i}.blocks.") for i in range(4)),
-    (r"^head\.", "head.fc."),
-]
 
 
 @register_notrace_module  # the size of the map decides whether the embedding is resized, which fx cannot trace
@@ -41,7 +32,6 @@ class PositionedPatches(nn.Module):
     def __init__(self, in_dim: int, dim: int, side: int, patch_size: int = 2, device=None, dtype=None):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.side = side
         self.patch_size = patch_size
         self.proj = nn.Conv2d(in_dim, dim, patch_size, stride=patch_size, **dd)
         self.norm = LayerNorm2d(dim, eps=1e-5, **dd)
@@ -55,24 +45,23 @@ class PositionedPatches(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Reduce the map."""
         x = self.norm(self.proj(fill_patch(x, self.patch_size)))
-        pos_embed = self.pos_embed.transpose(1, 2).reshape(1, -1, self.side, self.side)
-        if x.shape[2] != self.side or x.shape[3] != self.side:
-            pos_embed = F.interpolate(pos_embed, [x.shape[2], x.shape[3]], mode="bilinear")
-        return x + pos_embed
+        size = [x.shape[2], x.shape[3]]
+        pos_embed = resample_abs_pos_embed(self.pos_embed, size, None, 0, interpolation="bilinear", antialias=False)
+        return x + pos_embed.transpose(1, 2).view(1, -1, size[0], size[1])
 
 
 class PVT(LinearTrunk):
     """Position embeddings at every stage, no class token and no final norm. Arguments: `LinearTrunk`."""
 
+    rules: ClassVar[Sequence[tuple[str, str]]] = [
+        (r"^patch_embed1\.", "stem."),
+        (r"^pos_embed1$", "stem.pos_embed"),
+        *((rf"^patch_embed{i + 1}\.", f"stages.{i}.downsample.") for i in range(1, 4)),
+        *((rf"^pos_embed{i + 1}$", f"stages.{i}.downsample.pos_embed") for i in range(1, 4)),
+        *((rf"^block{i + 1}\.", f"stages.{i}.blocks.") for i in range(4)),
+        (r"^head\.", "head.fc."),
+    ]
     norm_eps = 1e-6
+    make_stem: ClassVar[Callable[..., nn.Module]] = staticmethod(partial(PositionedPatches, patch_size=4))
     make_downsample: ClassVar[Callable[..., nn.Module]] = PositionedPatches
-
-    @staticmethod
-    def make_stem(in_chans: int, dim: int, side: int, **dd) -> nn.Module:
-        """Patches of four pixels."""
-        return PositionedPatches(in_chans, dim, side, patch_size=4, **dd)
-
-    @staticmethod
-    def make_norm(dim: int, **kwargs) -> nn.Module:
-        """None; the classifier sees the mean of the last stage."""
-        return nn.Identity()
+    make_norm: ClassVar[Callable[..., nn.Module]] = nn.Identity

@@ -1,5 +1,8 @@
 """Swin Transformer (Liu et al., ICCV 2021, arXiv:2103.14030) as a trunk, and attention in its shifted windows."""
 
+from collections.abc import Sequence
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed
@@ -10,13 +13,9 @@ from torch import Tensor, nn
 from visionattn.backbones._linear import LinearTrunk
 from visionattn.backbones._neighborhood import patch_stem
 
-RULES = [
-    (r"^patch_embed\.", "stem."),
-    # A stage begins with the merging that ends the authors' previous layer.
-    *((rf"^layers\.{i}\.downsample\.", f"stages.{i + 1}.downsample.merging.") for i in range(3)),
-    (r"^layers\.", "stages."),
-    (r"^head\.", "head.fc."),
-]
+TINY = {"dims": (96, 192, 384, 768), "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24), "linear_depths": (2, 2, 6, 0)}
+SMALL = TINY | {"depths": (2, 2, 18, 2), "linear_depths": (2, 2, 0, 0)}
+BASE = SMALL | {"dims": (128, 256, 512, 1024), "num_heads": (4, 8, 16, 32), "linear_depths": (2, 2, 2, 0)}
 # Tables that are computed, and the norms of the features that the authors' detectors and segmenters have.
 DROP = r"\.(relative_position_index|attn_mask)$|^norm\d\."
 
@@ -104,6 +103,13 @@ class Swin(LinearTrunk):
     Arguments: `LinearTrunk`.
     """
 
+    rules: ClassVar[Sequence[tuple[str, str]]] = [
+        (r"^patch_embed\.", "stem."),
+        # A stage begins with the merging that ends the authors' previous layer.
+        *((rf"^layers\.{i}\.downsample\.", f"stages.{i + 1}.downsample.merging.") for i in range(3)),
+        (r"^layers\.", "stages."),
+        (r"^head\.", "head.fc."),
+    ]
     make_downsample = Merging
 
     @staticmethod

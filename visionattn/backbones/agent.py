@@ -10,14 +10,14 @@ from functools import partial
 from typing import ClassVar
 
 import torch
-from timm.models import PretrainedCfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from visionattn.backbones import _cswin, _deit, _pvt, _swin
-from visionattn.backbones._agent import BIASES, AgentAttention, TokenAgentAttention
-from visionattn.backbones._linear import adapt, square
+from visionattn.backbones._agent import AgentAttention, TokenAgentAttention
+from visionattn.backbones._linear import TINIEST, adapt, square, trunk_cfg
 from visionattn.checkpoint import translate
-from visionattn.registry import build, cfg
+from visionattn.registry import build
 
 
 class _Agents:
@@ -28,22 +28,21 @@ class _Agents:
         agent_shapes: Rows and columns of the agents at each stage: "classification" as trained, "dense" as the authors
             detect and segment with the same weights, or pairs. With any but the first, every other window of Swin is
             shifted, though one covers the map. No weight depends on it.
-        img_size: As of `LinearTrunk`.
-        **kwargs: As of `LinearTrunk`.
+        img_size, **kwargs: As of `LinearTrunk`.
 
     Raises:
-        ValueError: `agent_shapes` names no preset or does not fit the stages.
+        ValueError: As of `set_agent_shapes`.
     """
 
     attention = AgentAttention
     presets: ClassVar[Mapping[str, Sequence]] = {}
 
     def __init__(self, num_agents=(9, 16, 49, 49), agent_shapes="classification", img_size: int = 224, **kwargs):
-        constructors = [
-            partial(self.attention, num_agents=number, side=square(img_size) // reduction)
+        settings = [
+            {"num_agents": number, "side": square(img_size) // reduction}
             for number, reduction in zip(num_agents, self.reductions, strict=True)
         ]
-        super().__init__(make_attention=constructors, img_size=img_size, **kwargs)
+        super().__init__(attention_settings=settings, img_size=img_size, **kwargs)
         self.set_agent_shapes(agent_shapes)
 
     @torch.jit.ignore
@@ -73,7 +72,6 @@ class AgentDeiT(_Agents, _deit.DeiT):
     """Agent Attention on DeiT."""
 
     attention = staticmethod(partial(TokenAgentAttention, class_token=True))
-    rules = _deit.RULES
 
     def __init__(self, num_agents=(49, 49, 49, 49), **kwargs):
         super().__init__(num_agents=num_agents, **kwargs)
@@ -83,29 +81,24 @@ class AgentPVT(_Agents, _pvt.PVT):
     """Agent Attention on PVT."""
 
     presets: ClassVar[Mapping[str, Sequence]] = {"dense": ((12, 12), (16, 16), (28, 28), (28, 28))}
-    rules = _pvt.RULES
 
 
 class AgentSwin(_Agents, _swin.Swin):
     """Agent Attention on Swin."""
 
     presets: ClassVar[Mapping[str, Sequence]] = {"dense": ((9, 9), (12, 12), (14, 14), (7, 7))}
-    rules = _swin.RULES
 
 
 class AgentCSWin(_Agents, _cswin.CSWin):
     """Agent Attention on CSWin."""
-
-    rules = _cswin.RULES
 
 
 def adapt_agents(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """As `adapt`; and give blocks of the model as many agents as the checkpoint has."""
     for name, module in model.named_modules():
         table = state_dict.get(f"{name}.an_bias", state_dict.get(f"{name}.attns.0.an_bias"))
-        if not isinstance(module, AgentAttention) or table is None or table.ndim != 4:
-            continue
-        if table.shape[1] != module.an_bias.shape[1]:
+        fits = isinstance(module, AgentAttention) and table is not None and table.ndim == 4
+        if fits and table.shape[1] != module.an_bias.shape[1]:
             module.set_tables(table.shape[1], module.ah_bias.shape[2])
     return adapt(state_dict, model)
 
@@ -117,53 +110,44 @@ def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Ten
         ValueError: The checkpoint is of another model, which then keeps the agents that it had.
     """
     agents = [x for x in model.modules() if isinstance(x, AgentAttention)]
-    before = {x: (x.grid, x.shape, dict(x.named_parameters())) for x in agents}
+    before = {x: (x.grid, x.shape, dict(x.named_parameters(recurse=False))) for x in agents}
     try:
         return translate(state_dict, model, model.rules, drop=_swin.DROP, adapt=adapt_agents)
     except ValueError:
-        for module, (grid, shape, parameters) in before.items():
+        for module, (grid, shape, tables) in before.items():
             module.grid, module.shape = grid, shape
-            for name in BIASES:
-                setattr(module, name, parameters.get(name))
+            for name, table in tables.items():
+                setattr(module, name, table)
         raise
 
 
-def _cfg(id: str = "", size: int = 224, reduction: int = 32, **fields) -> PretrainedCfg:
-    side = size // reduction
-    return cfg(
-        page=id and f"https://cloud.tsinghua.edu.cn/f/{id}/?dl=1",
-        source="https://github.com/LeapLabTHU/Agent-Attention",
-        paper="2312.08874",
-        license="unspecified",
-        **({"input_size": (3, size, size), "pool_size": (side, side)} | fields),
-    )
-
-
-def _deit_cfg(id: str = "", size: int = 224, **fields) -> PretrainedCfg:
-    # A column of the class token and the patches.
-    return _cfg(id, size, pool_size=(1 + (size // 16) ** 2, 1), **fields)
-
+_cfg = partial(trunk_cfg, source="https://github.com/LeapLabTHU/Agent-Attention", paper="2312.08874")
+_deit_cfg = partial(_cfg, tokens=True)
 
 default_cfgs = generate_default_cfgs(
     {
-        "agent_deit_tiny.in1k": _deit_cfg("57e0904221824ee7b7af", top1=74.9, gmacs=1.2),
-        "agent_deit_small.in1k": _deit_cfg("fdd43304372541db8ea7", top1=80.5, gmacs=4.4),
-        "agent_deit_base.in1k": _deit_cfg("5115f15fdd7e4ab58fbc", top1=82.0, gmacs=17.6),
-        "agent_deit_small_448.in1k": _deit_cfg("a228f86241c445f1969b", size=448, top1=83.1, gmacs=17.7, crop_pct=1.0),
-        "agent_pvt_tiny.in1k": _cfg("13fdf0e0a7c5498c934f", top1=78.4, gmacs=2.0),
-        "agent_pvt_small.in1k": _cfg("36b8be9a8863456685a3", top1=82.2, gmacs=4.0),
-        "agent_pvt_medium.in1k": _cfg("4d00ecacf18b45f9b88c", top1=83.4, gmacs=7.0),
-        "agent_pvt_large.in1k": _cfg("040cfe0cfbbe4762ad09", top1=83.7, gmacs=10.4),
-        "agent_pvt_medium_256.in1k": _cfg("654df734121643b19c52", size=256, top1=83.8, gmacs=9.2, crop_pct=1.0),
-        "agent_swin_tiny.in1k": _cfg("a2ddc1190c224f768a41", top1=82.6, gmacs=4.5),
-        "agent_swin_small.in1k": _cfg("f607172c9fea4d6e99bb", top1=83.7, gmacs=8.7),
-        "agent_swin_base.in1k": _cfg("4fcd2d0114bb490483c3", top1=84.0, gmacs=15.4),
-        "agent_swin_small_288.in1k": _cfg("09760394e93b4046a25e", size=288, top1=84.1, gmacs=14.6, crop_pct=1.0),
-        "agent_swin_base_384.in1k": _cfg("bb84ee9058954706a557", size=384, top1=84.9, gmacs=46.3, crop_pct=1.0),
-        "agent_cswin_tiny.in1k": _cfg("8c562a74441e46d5902b", top1=83.1, gmacs=4.3),
-        "agent_cswin_small.in1k": _cfg("30eb8af675bc4b7a8747", top1=83.9, gmacs=6.8),
-        "agent_cswin_base.in1k": _cfg("c8035b0839b2410c8c9f", top1=84.7, gmacs=14.9),
-        "agent_cswin_base_384.in1k": _cfg("1239be0df44b47719432", size=384, top1=85.8, gmacs=46.3, crop_pct=1.0),
+        "agent_deit_tiny.in1k": _deit_cfg("57e0904221824ee7b7af", top1=74.9, params=6015640, gmacs=1.2),
+        "agent_deit_small.in1k": _deit_cfg("fdd43304372541db8ea7", top1=80.5, params=22647112, gmacs=4.4),
+        "agent_deit_base.in1k": _deit_cfg("5115f15fdd7e4ab58fbc", top1=82.0, params=87204904, gmacs=17.6),
+        "agent_deit_small_448.in1k": _deit_cfg("a228f86241c445f1969b", 448, top1=83.1, params=23070472, gmacs=17.7),
+        "agent_pvt_tiny.in1k": _cfg("13fdf0e0a7c5498c934f", top1=78.4, params=11570352, gmacs=2.0),
+        "agent_pvt_small.in1k": _cfg("36b8be9a8863456685a3", top1=82.2, params=20635066, gmacs=4.0),
+        "agent_pvt_medium.in1k": _cfg("4d00ecacf18b45f9b88c", top1=83.4, params=35921746, gmacs=7.0),
+        "agent_pvt_large.in1k": _cfg("040cfe0cfbbe4762ad09", top1=83.7, params=48738180, gmacs=10.4),
+        "agent_pvt_medium_256.in1k": _cfg("654df734121643b19c52", 256, top1=83.8, params=36083682, gmacs=9.2),
+        "agent_swin_tiny.in1k": _cfg("a2ddc1190c224f768a41", top1=82.6, params=28902964, gmacs=4.5),
+        "agent_swin_small.in1k": _cfg("f607172c9fea4d6e99bb", top1=83.7, params=49666684, gmacs=8.7),
+        "agent_swin_base.in1k": _cfg("4fcd2d0114bb490483c3", top1=84.0, params=88095096, gmacs=15.4),
+        "agent_swin_small_288.in1k": _cfg(
+            "09760394e93b4046a25e", 288, crop=False, top1=84.1, params=49707964, gmacs=14.6
+        ),
+        "agent_swin_base_384.in1k": _cfg(
+            "bb84ee9058954706a557", 384, crop=False, top1=84.9, params=88305016, gmacs=46.3
+        ),
+        "agent_cswin_tiny.in1k": _cfg("8c562a74441e46d5902b", top1=83.1, params=20458672, gmacs=4.3),
+        "agent_cswin_small.in1k": _cfg("30eb8af675bc4b7a8747", top1=83.9, params=32814100, gmacs=6.8),
+        "agent_cswin_base.in1k": _cfg("c8035b0839b2410c8c9f", top1=84.7, params=73249696, gmacs=14.9),
+        "agent_cswin_base_384.in1k": _cfg("1239be0df44b47719432", 384, top1=85.8, params=73328416, gmacs=46.3),
         "test_agent_deit.untrained": _deit_cfg(size=96),
         "test_agent_pvt.untrained": _cfg(size=96),
         "test_agent_swin.untrained": _cfg(size=96),
@@ -171,30 +155,10 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
+_DEIT_S = {"dims": 384, "num_heads": 6, "drop_path_rate": 0.1}
+_DEIT_B = {"dims": 768, "num_heads": 12, "linear_depths": (3, 1, 0, 0), "num_agents": (81,) * 4}
 _PVT = {"dims": (64, 128, 320, 512), "num_heads": (1, 2, 5, 8), "mlp_ratios": (8.0, 8.0, 4.0, 4.0)}
-_SWIN_T = {"dims": (96, 192, 384, 768), "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)}
-_SWIN_S = _SWIN_T | {"depths": (2, 2, 18, 2), "linear_depths": (2, 2, 0, 0)}
-_SWIN_B = {
-    "dims": (128, 256, 512, 1024),
-    "depths": (2, 2, 18, 2),
-    "num_heads": (4, 8, 16, 32),
-    "linear_depths": (2, 2, 2, 0),
-}
-_CSWIN_T = {
-    "dims": (64, 128, 256, 512),
-    "depths": (2, 4, 18, 1),
-    "num_heads": (2, 4, 8, 16),
-    "linear_depths": (2, 4, 0, 0),
-}
-_CSWIN_S = _CSWIN_T | {"depths": (3, 6, 29, 2), "linear_depths": (3, 6, 0, 0)}
-_CSWIN_B = _CSWIN_S | {"dims": (96, 192, 384, 768), "num_heads": (4, 8, 16, 32)}
-_TINIEST = {
-    "dims": (16, 32, 48, 64),
-    "depths": (1, 2, 2, 1),
-    "num_heads": (1, 2, 2, 4),
-    "mlp_ratios": (2.0,) * 4,
-    "img_size": 96,
-}
+_PVT_M = _PVT | {"depths": (3, 4, 18, 3), "drop_path_rate": 0.3}
 
 
 def _create(family: type[nn.Module], variant: str, pretrained: bool, kwargs: dict, **settings) -> nn.Module:
@@ -210,38 +174,19 @@ def agent_deit_tiny(pretrained: bool = False, **kwargs) -> AgentDeiT:
 @register_model
 def agent_deit_small(pretrained: bool = False, **kwargs) -> AgentDeiT:
     """Agent-DeiT-S."""
-    return _create(AgentDeiT, "agent_deit_small", pretrained, kwargs, dims=384, num_heads=6, drop_path_rate=0.1)
+    return _create(AgentDeiT, "agent_deit_small", pretrained, kwargs, **_DEIT_S)
 
 
 @register_model
 def agent_deit_base(pretrained: bool = False, **kwargs) -> AgentDeiT:
     """Agent-DeiT-B, of which only the first four blocks have agents."""
-    return _create(
-        AgentDeiT,
-        "agent_deit_base",
-        pretrained,
-        kwargs,
-        dims=768,
-        num_heads=12,
-        linear_depths=(3, 1, 0, 0),
-        num_agents=(81,) * 4,
-        drop_path_rate=0.3,
-    )
+    return _create(AgentDeiT, "agent_deit_base", pretrained, kwargs, **_DEIT_B, drop_path_rate=0.3)
 
 
 @register_model
 def agent_deit_small_448(pretrained: bool = False, **kwargs) -> AgentDeiT:
     """Agent-DeiT-S at 448 px."""
-    return _create(
-        AgentDeiT,
-        "agent_deit_small_448",
-        pretrained,
-        kwargs,
-        dims=384,
-        num_heads=6,
-        img_size=448,
-        drop_path_rate=0.1,
-    )
+    return _create(AgentDeiT, "agent_deit_small_448", pretrained, kwargs, **_DEIT_S, img_size=448)
 
 
 @register_model
@@ -259,7 +204,7 @@ def agent_pvt_small(pretrained: bool = False, **kwargs) -> AgentPVT:
 @register_model
 def agent_pvt_medium(pretrained: bool = False, **kwargs) -> AgentPVT:
     """Agent-PVT-M."""
-    return _create(AgentPVT, "agent_pvt_medium", pretrained, kwargs, **_PVT, depths=(3, 4, 18, 3), drop_path_rate=0.3)
+    return _create(AgentPVT, "agent_pvt_medium", pretrained, kwargs, **_PVT_M)
 
 
 @register_model
@@ -271,103 +216,89 @@ def agent_pvt_large(pretrained: bool = False, **kwargs) -> AgentPVT:
 @register_model
 def agent_pvt_medium_256(pretrained: bool = False, **kwargs) -> AgentPVT:
     """Agent-PVT-M at 256 px."""
-    return _create(
-        AgentPVT,
-        "agent_pvt_medium_256",
-        pretrained,
-        kwargs,
-        **_PVT,
-        depths=(3, 4, 18, 3),
-        img_size=256,
-        drop_path_rate=0.3,
-    )
+    return _create(AgentPVT, "agent_pvt_medium_256", pretrained, kwargs, **_PVT_M, img_size=256)
 
 
 @register_model
 def agent_swin_tiny(pretrained: bool = False, **kwargs) -> AgentSwin:
     """Agent-Swin-T."""
-    return _create(
-        AgentSwin, "agent_swin_tiny", pretrained, kwargs, **_SWIN_T, linear_depths=(2, 2, 6, 0), drop_path_rate=0.2
-    )
+    return _create(AgentSwin, "agent_swin_tiny", pretrained, kwargs, **_swin.TINY, drop_path_rate=0.2)
 
 
 @register_model
 def agent_swin_small(pretrained: bool = False, **kwargs) -> AgentSwin:
     """Agent-Swin-S."""
-    return _create(AgentSwin, "agent_swin_small", pretrained, kwargs, **_SWIN_S, drop_path_rate=0.3)
+    return _create(AgentSwin, "agent_swin_small", pretrained, kwargs, **_swin.SMALL, drop_path_rate=0.3)
 
 
 @register_model
 def agent_swin_base(pretrained: bool = False, **kwargs) -> AgentSwin:
     """Agent-Swin-B."""
-    return _create(AgentSwin, "agent_swin_base", pretrained, kwargs, **_SWIN_B, drop_path_rate=0.5)
+    return _create(AgentSwin, "agent_swin_base", pretrained, kwargs, **_swin.BASE, drop_path_rate=0.5)
 
 
 @register_model
 def agent_swin_small_288(pretrained: bool = False, **kwargs) -> AgentSwin:
     """Agent-Swin-S at 288 px."""
-    return _create(AgentSwin, "agent_swin_small_288", pretrained, kwargs, **_SWIN_S, img_size=288, drop_path_rate=0.3)
+    return _create(
+        AgentSwin, "agent_swin_small_288", pretrained, kwargs, **_swin.SMALL, img_size=288, drop_path_rate=0.3
+    )
 
 
 @register_model
 def agent_swin_base_384(pretrained: bool = False, **kwargs) -> AgentSwin:
     """Agent-Swin-B at 384 px."""
-    return _create(AgentSwin, "agent_swin_base_384", pretrained, kwargs, **_SWIN_B, img_size=384, drop_path_rate=0.5)
+    return _create(AgentSwin, "agent_swin_base_384", pretrained, kwargs, **_swin.BASE, img_size=384, drop_path_rate=0.5)
 
 
 @register_model
 def agent_cswin_tiny(pretrained: bool = False, **kwargs) -> AgentCSWin:
     """Agent-CSwin-T."""
-    return _create(AgentCSWin, "agent_cswin_tiny", pretrained, kwargs, **_CSWIN_T, drop_path_rate=0.2)
+    return _create(AgentCSWin, "agent_cswin_tiny", pretrained, kwargs, **_cswin.TINY, drop_path_rate=0.2)
 
 
 @register_model
 def agent_cswin_small(pretrained: bool = False, **kwargs) -> AgentCSWin:
     """Agent-CSwin-S."""
-    return _create(AgentCSWin, "agent_cswin_small", pretrained, kwargs, **_CSWIN_S, drop_path_rate=0.4)
+    return _create(AgentCSWin, "agent_cswin_small", pretrained, kwargs, **_cswin.SMALL, drop_path_rate=0.4)
 
 
 @register_model
 def agent_cswin_base(pretrained: bool = False, **kwargs) -> AgentCSWin:
     """Agent-CSwin-B."""
-    return _create(AgentCSWin, "agent_cswin_base", pretrained, kwargs, **_CSWIN_B, drop_path_rate=0.5)
+    return _create(AgentCSWin, "agent_cswin_base", pretrained, kwargs, **_cswin.BASE, drop_path_rate=0.5)
 
 
 @register_model
 def agent_cswin_base_384(pretrained: bool = False, **kwargs) -> AgentCSWin:
     """Agent-CSwin-B at 384 px."""
-    return _create(AgentCSWin, "agent_cswin_base_384", pretrained, kwargs, **_CSWIN_B, img_size=384, drop_path_rate=0.7)
+    return _create(
+        AgentCSWin, "agent_cswin_base_384", pretrained, kwargs, **_cswin.BASE, img_size=384, drop_path_rate=0.7
+    )
 
 
 @register_model
 def test_agent_deit(pretrained: bool = False, **kwargs) -> AgentDeiT:
     """Small enough to test everything in seconds."""
-    return _create(
-        AgentDeiT,
-        "test_agent_deit",
-        pretrained,
-        kwargs,
-        dims=32,
-        depth=1,
-        num_heads=2,
-        img_size=96,
-        linear_depths=(1, 1, 1, 0),
-    )
+    settings = {"dims": 32, "depth": 1, "num_heads": 2, "img_size": 96, "linear_depths": (1, 1, 1, 0)}
+    return _create(AgentDeiT, "test_agent_deit", pretrained, kwargs, **settings)
 
 
 @register_model
 def test_agent_pvt(pretrained: bool = False, **kwargs) -> AgentPVT:
     """Small enough to test everything in seconds."""
-    return _create(AgentPVT, "test_agent_pvt", pretrained, kwargs, **_TINIEST)
+    return _create(AgentPVT, "test_agent_pvt", pretrained, kwargs, **TINIEST, img_size=96)
 
 
 @register_model
 def test_agent_swin(pretrained: bool = False, **kwargs) -> AgentSwin:
     """Small enough to test everything in seconds."""
-    return _create(AgentSwin, "test_agent_swin", pretrained, kwargs, **_TINIEST, linear_depths=(1, 2, 0, 0))
+    return _create(AgentSwin, "test_agent_swin", pretrained, kwargs, **TINIEST, img_size=96, linear_depths=(1, 2, 0, 0))
 
 
 @register_model
 def test_agent_cswin(pretrained: bool = False, **kwargs) -> AgentCSWin:
     """Small enough to test everything in seconds."""
-    return _create(AgentCSWin, "test_agent_cswin", pretrained, kwargs, **_TINIEST, linear_depths=(1, 1, 0, 0))
+    return _create(
+        AgentCSWin, "test_agent_cswin", pretrained, kwargs, **TINIEST, img_size=96, linear_depths=(1, 1, 0, 0)
+    )

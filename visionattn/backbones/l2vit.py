@@ -96,8 +96,11 @@ class LinearAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
         batch, height, width, dim = x.shape
-        qkv = self.qkv(x).view(batch, height * width, 3, self.num_heads, dim // self.num_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        # Cut along the channels, the three gradients join in one copy; as slices of a stack they would be copied twice.
+        query, key, value = [
+            part.view(batch, height * width, self.num_heads, dim // self.num_heads).transpose(1, 2)
+            for part in self.qkv(x).chunk(3, dim=-1)
+        ]
         out = _attend(query, key, value, self.temperature, self.clamp)
         return self.proj(out.transpose(1, 2).reshape(batch, height, width, dim))
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from visionattn_kernels.cpu.tokens import grouped, image_groups, put, token_chunks
 from visionattn_kernels.layout import empty_map
 
-# Elements of queries of a group of images. Grouping copies, which pays only for maps of about 7x7.
-GROUPED = 2**17
+# Elements of queries of a group of images. Grouping copies, but a call of torch costs as much as a small map's product.
+GROUPED = 2**18
 
 
 class Rule(NamedTuple):
@@ -29,130 +29,132 @@ class Rule(NamedTuple):
 
 def forward(query, key, value, scale, rotary, normalization, feature_map, epsilon):
     """Means of keys and values, then the queries."""
-    batch, heads, tokens, dim = query.shape
     dtype = torch.promote_types(query.dtype, torch.float32)
-    out = empty_map(value)
-    moments = query.new_zeros((batch, heads, dim, value.shape[-1]), dtype=dtype)
-    key_mean, value_mean = (x.new_zeros((batch, heads, x.shape[-1]), dtype=dtype) for x in (key, value))
-    turns = _turns(rotary, dtype)
+    out, turns, all_means = empty_map(value), _turns(rotary, dtype), []
     for images in image_groups(query, GROUPED):
-        q, k, v, *means = grouped(images, query, key, value, moments, key_mean, value_mean)
+        q, k, v = grouped(images, query, key, value)
         rule = _rule(normalization, scale, epsilon, q, dtype)
+        sums: list[Tensor] = []
         for some in token_chunks(q):
             features, values = _features(k[:, some], feature_map, dtype), v[:, some].to(dtype)
-            means[0].baddbmm_(_turn(features, turns, some).transpose(1, 2), values)
-            means[1].add_(features.sum(1))
-            means[2].add_(values.sum(1))
-        for mean in means:
-            mean /= tokens
+            _add(sums, _turn(features, turns, some).transpose(1, 2) @ values, features.sum(1), values.sum(1))
+        means = [x.div_(q.shape[1]) for x in sums]
+        all_means.append(means)
+        covariance = _covariance(means, rule) if normalization == "subtraction" else None
         for some in token_chunks(q):
             features = _features(q[:, some], feature_map, dtype)
-            put(out[images], some, _apply(features, _turn(features, turns, some), means, rule))
-    return out, moments, key_mean, value_mean
+            put(out[images], some, _apply(features, _turn(features, turns, some), means, covariance, rule))
+    means = (torch.cat(x) if len(x) > 1 else x[0] for x in zip(*all_means, strict=True))
+    return out, *(x.view(*query.shape[:2], *x.shape[1:]) for x in means)
 
 
 def backward(
     grad, query, key, value, scale, rotary, moments, key_mean, value_mean, normalization, feature_map, epsilon
 ):
     """Closed form: the gradients of the means come out of the queries' pass and go into the keys' pass."""
-    tokens, dtype = query.shape[2], moments.dtype
-    gradients = tuple(empty_map(x) for x in (query, key, value))
-    grad_scale, turns = moments.new_zeros(moments.shape[:2]), _turns(rotary, dtype)
+    dtype, turns = moments.dtype, _turns(rotary, moments.dtype)
+    gradients, grad_scales = tuple(empty_map(x) for x in (query, key, value)), []
     for images in image_groups(query, GROUPED):
-        g, q, k, v, by_scale, *means = grouped(
-            images, grad, query, key, value, grad_scale, moments, key_mean, value_mean
-        )
+        g, q, k, v, *means = grouped(images, grad, query, key, value, moments, key_mean, value_mean)
         grad_q, grad_k, grad_v = (x[images] for x in gradients)
-        grad_means = [torch.zeros_like(mean) for mean in means]
         rule = _rule(normalization, scale, epsilon, q, dtype)
+        covariance = _covariance(means, rule) if normalization == "subtraction" else None
+        sums: list[Tensor] = []
         for some in token_chunks(q):
-            features = _features(q[:, some], feature_map, dtype)
-            grad_turned, grad_features = _apply_backward(
-                g[:, some].to(dtype), features, _turn(features, turns, some), means, grad_means, by_scale, rule
-            )
-            grad_features = _turn(grad_turned, turns, some, back=True) + grad_features
+            features, some_grad = _features(q[:, some], feature_map, dtype), g[:, some].to(dtype)
+            if covariance is None:
+                turned = _turn(features, turns, some)
+                grad_features, *parts = _apply_backward(some_grad, features, turned, means, rule, turns, some)
+                _add(sums, *parts)
+            else:
+                grad_features = some_grad @ covariance.transpose(1, 2)
+                _add(sums, features.transpose(1, 2) @ some_grad, some_grad.sum(1))
             put(grad_q, some, _times_slope(grad_features, features, feature_map))
-        for mean in grad_means:
-            mean /= tokens
+        by_scale, *grad_means = sums if covariance is None else _covariance_backward(sums, means, rule)
+        grad_scales.append(by_scale.view(-1, len(scale)).sum(0))
+        by_moments, by_key, by_value = (x.div_(q.shape[1]) for x in grad_means)
         for some in token_chunks(q):
             features, values = _features(k[:, some], feature_map, dtype), v[:, some].to(dtype)
-            grad_features = _turn(values @ grad_means[0].transpose(1, 2), turns, some, back=True)
-            grad_features += grad_means[1].unsqueeze(1)
+            if turns is None:
+                grad_features = torch.baddbmm(by_key.unsqueeze(1), values, by_moments.transpose(1, 2))
+            else:
+                grad_features = _turn(values @ by_moments.transpose(1, 2), turns, some, back=True)
+                grad_features += by_key.unsqueeze(1)
             put(grad_k, some, _times_slope(grad_features, features, feature_map))
             turned = _turn(features, turns, some)
-            put(grad_v, some, torch.baddbmm(grad_means[2].unsqueeze(1), turned, grad_means[0]))
-    return *gradients, grad_scale.sum(0).to(scale.dtype)
+            put(grad_v, some, torch.baddbmm(by_value.unsqueeze(1), turned, by_moments))
+    return *gradients, sum(grad_scales).to(scale.dtype)
+
+
+def _add(sums: list[Tensor], *parts: Tensor) -> None:
+    """Add each part to its sum; the first parts become the sums."""
+    if sums:
+        for total, part in zip(sums, parts, strict=True):
+            total += part
+    else:
+        sums.extend(parts)
 
 
 def _rule(normalization: str, scale: Tensor, epsilon: float, query: Tensor, dtype: torch.dtype) -> Rule:
     """The rule for all heads of some images, whose queries are (heads of all images, N, D)."""
     heads, tokens = query.shape[:2]
-    return Rule(normalization, scale.to(dtype).repeat(heads // len(scale))[:, None, None], epsilon, epsilon / tokens)
+    return Rule(normalization, scale.to(dtype).repeat(heads // len(scale)).view(-1, 1, 1), epsilon, epsilon / tokens)
 
 
-def _apply(features: Tensor, turned: Tensor, means: list[Tensor], rule: Rule) -> Tensor:
+def _covariance(means: list[Tensor], rule: Rule) -> Tensor:
+    """Of key features and values, (heads, D, E), times the scale."""
+    moments, key_mean, value_mean = means
+    return torch.baddbmm(moments, key_mean.unsqueeze(-1), value_mean.unsqueeze(1), alpha=-1).mul_(rule.scale)
+
+
+def _covariance_backward(sums: list[Tensor], means: list[Tensor], rule: Rule) -> tuple[Tensor, ...]:
+    """Gradients of scale and means from the products of query features and gradient, and from the gradient's sum."""
+    (products, grad_sum), (moments, key_mean, value_mean) = sums, means
+    by_scale = torch.baddbmm(moments, key_mean.unsqueeze(-1), value_mean.unsqueeze(1), alpha=-1).mul_(products)
+    products = products * rule.scale
+    by_key = (products @ value_mean.unsqueeze(-1)).squeeze(-1).neg_()
+    return by_scale.sum((1, 2)), products, by_key, grad_sum - (key_mean.unsqueeze(1) @ products).squeeze(1)
+
+
+def _apply(features: Tensor, turned: Tensor, means: list[Tensor], covariance: Tensor | None, rule: Rule) -> Tensor:
     """The result of some queries, (heads, n, E)."""
-    if rule.normalization == "subtraction":
-        return torch.baddbmm(means[2].unsqueeze(1), features, rule.scale * _covariance(means))
-    y, z = _products(features, turned, means)
+    if covariance is not None:
+        return torch.baddbmm(means[2].unsqueeze(1), features, covariance)
+    y, z = turned @ means[0], _along(features, means[1])
     if rule.normalization == "division":
-        return y.mul_(rule.scale / z.clamp(min=rule.floor))
-    y.mul_(rule.scale * (1 + 1 / (rule.scale * z + rule.epsilon)))
-    return y.addcmul_(rule.scale * z, means[2].unsqueeze(1), value=-1)
+        return y.mul_(rule.scale / z.clamp_(min=rule.floor))
+    z *= rule.scale
+    y.mul_(rule.scale * (1 + 1 / (z + rule.epsilon)))
+    return y.addcmul_(z, means[2].unsqueeze(1), value=-1)
 
 
 def _apply_backward(
-    grad: Tensor,
-    features: Tensor,
-    turned: Tensor,
-    means: list[Tensor],
-    grad_means: list[Tensor],
-    grad_scale: Tensor,
-    rule: Rule,
-) -> tuple[Tensor, Tensor | float]:
-    """Gradients of some queries' features, turned and not; those of means and scale are added to what is there."""
-    _, key_mean, value_mean = means
-    if rule.normalization == "subtraction":
-        covariance = _covariance(means)
-        products = features.transpose(1, 2) @ grad
-        scaled = rule.scale * products
-        grad_means[0] += scaled
-        grad_means[1] -= (scaled @ value_mean.unsqueeze(-1)).squeeze(-1)
-        grad_means[2] += grad.sum(1) - (key_mean.unsqueeze(1) @ scaled).squeeze(1)
-        grad_scale += (products * covariance).sum((1, 2))
-        return grad @ (rule.scale * covariance).transpose(1, 2), 0.0
-    y, z = _products(features, turned, means)
-    along_y = (grad * y).sum(-1, keepdim=True)
+    grad: Tensor, features: Tensor, turned: Tensor, means: list[Tensor], rule: Rule, turns: Tensor | None, some: slice
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of some queries' features, and what the queries add to those of scale and the three means."""
+    moments, key_mean, value_mean = means
+    z, grad_turned = _along(features, key_mean), grad @ moments.transpose(1, 2)
+    along_y = (turned * grad_turned).sum(-1, keepdim=True)
     if rule.normalization == "division":
         divisor = z.clamp(min=rule.floor)
-        gain, by_scale = rule.scale / divisor, along_y / divisor
-        by_z = -gain * by_scale * (z >= rule.floor)
+        gain, by_scale = rule.scale / divisor, along_y.div_(divisor)
+        by_z = (gain * by_scale).mul_(z >= rule.floor).neg_()
+        by_value = torch.zeros_like(value_mean)
     else:
-        inverse = 1 / (rule.scale * z + rule.epsilon)
-        by_scaled_z = -rule.scale * inverse**2 * along_y - grad @ value_mean.unsqueeze(-1)
+        inverse = (rule.scale * z + rule.epsilon).reciprocal_()
+        by_scaled_z = -rule.scale * inverse**2 * along_y - _along(grad, value_mean)
         gain, by_scale = rule.scale * (1 + inverse), (1 + inverse) * along_y + z * by_scaled_z
         by_z = rule.scale * by_scaled_z
-        grad_means[2] -= (grad * (rule.scale * z)).sum(1)
-    grad_y = grad * gain
-    grad_means[0].baddbmm_(turned.transpose(1, 2), grad_y)
-    grad_means[1] += (features * by_z).sum(1)
-    grad_scale += by_scale.sum((1, 2))
-    return grad_y @ means[0].transpose(1, 2), by_z * key_mean.unsqueeze(1)
+        by_value = (grad * (-rule.scale * z)).sum(1)
+    by_key = (by_z.transpose(1, 2) @ features).squeeze(1)
+    by_moments = (turned * gain).transpose(1, 2) @ grad
+    grad_features = _turn(grad_turned.mul_(gain), turns, some, back=True)
+    return grad_features.addcmul_(by_z, key_mean.unsqueeze(1)), by_scale.sum((1, 2)), by_moments, by_key, by_value
 
 
-def _covariance(means: list[Tensor]) -> Tensor:
-    """Of key features and values, (heads, D, E)."""
-    moments, key_mean, value_mean = means
-    return moments - key_mean.unsqueeze(-1) * value_mean.unsqueeze(1)
-
-
-def _products(features: Tensor, turned: Tensor, means: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The y (heads, n, E) and z (heads, n, 1), in one matrix product unless a rotation tells their queries apart."""
-    moments, key_mean = means[0], means[1].unsqueeze(-1)
-    if turned is not features:
-        return turned @ moments, features @ key_mean
-    y, z = (features @ torch.cat([moments, key_mean], -1)).split([moments.shape[-1], 1], -1)
-    return y, z
+def _along(x: Tensor, direction: Tensor) -> Tensor:
+    """Inner products (heads, n, 1) of (heads, n, D) with (heads, D); faster than a matrix product of one column."""
+    return (x * direction.unsqueeze(1)).sum(-1, keepdim=True)
 
 
 def _features(x: Tensor, feature_map: str, dtype: torch.dtype) -> Tensor:

@@ -12,9 +12,14 @@ AT_ONCE = 2**18
 
 
 def image_groups(query: Tensor, at_once: int) -> Iterator[slice]:
-    """Split the images of (B, heads, N, D), small ones into groups of at most `at_once` elements."""
-    step = max(1, at_once // max(1, query[:1].numel()))
-    return (slice(first, first + step) for first in range(0, len(query), step))
+    """Split the images of (B, heads, N, D), small ones into equal groups of at most `at_once` elements.
+
+    An empty batch is one group.
+    """
+    batch = max(1, len(query))
+    groups = -(-batch // max(1, at_once * batch // max(1, query.numel())))
+    step = -(-batch // groups)
+    return (slice(first, first + step) for first in range(0, batch, step))
 
 
 def grouped(images: slice, *tensors: Tensor) -> list[Tensor]:
@@ -25,7 +30,7 @@ def grouped(images: slice, *tensors: Tensor) -> list[Tensor]:
 def token_chunks(query: Tensor) -> list[slice]:
     """Split the tokens of (heads of all images, N, D)."""
     heads, tokens, dim = query.shape
-    step = max(1, AT_ONCE // (heads * dim))
+    step = max(1, AT_ONCE // max(1, heads * dim))
     return [slice(first, first + step) for first in range(0, tokens, step)]
 
 
