@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import cache
 
 import timm
 import torch
@@ -24,8 +25,7 @@ def fitting_models(weights: Mapping[str, Tensor], most: int = 3) -> list[str]:
     """
     size = sum(x.numel() for x in weights.values())
     shapes = {name: torch.empty(x.shape, dtype=x.dtype, device="meta") for name, x in weights.items()}
-    names = [name for name in timm.list_models() if model_entrypoint(name).__module__.startswith("visionattn.")]
-    distances = {name: abs(published - size) for name in names if (published := _published_params(name))}
+    distances = {name: abs(published - size) for name, published in _published_params().items()}
     near = [name for name in sorted(distances, key=distances.get) if distances[name] <= NEAR * size]
     fitting = []
     for name in near[:CANDIDATES]:
@@ -41,9 +41,12 @@ def fitting_models(weights: Mapping[str, Tensor], most: int = 3) -> list[str]:
     return fitting
 
 
-def _published_params(name: str) -> int:
-    """Number of parameters that the entry states, 0 where it states none."""
-    for note in _model_default_cfgs[name].default.notes or ():
-        if note.startswith("params: "):
-            return int(note.removeprefix("params: "))
-    return 0
+@cache
+def _published_params() -> dict[str, int]:
+    """Number of parameters of each model of ours whose entry states it; all are registered before the first call."""
+    found = {}
+    for name in timm.list_models():
+        if model_entrypoint(name).__module__.startswith("visionattn."):
+            notes = dict(note.split(": ", 1) for note in _model_default_cfgs[name].default.notes or ())
+            found[name] = int(notes.get("params", 0))
+    return {name: params for name, params in found.items() if params}
