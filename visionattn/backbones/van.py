@@ -9,7 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from timm.layers import LayerNorm2d, calculate_drop_path_rates
+import torch.nn.functional as F
+from timm.layers import calculate_drop_path_rates
 from timm.layers.drop import DropPath
 from timm.models import PretrainedCfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
@@ -110,6 +111,19 @@ class PatchEmbed(nn.Module):
         return self.norm(self.proj(x))
 
 
+class ChannelNorm(nn.LayerNorm):
+    """A LayerNorm over the channels of (B, dim, H, W), whose result is laid out channel by channel.
+
+    Left as the norm lays it out, position by position, it would pass that layout on to all convolutions that follow,
+    and on the CPU the depthwise ones take longer so.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, dim, H, W) to the same shape."""
+        x = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2).contiguous()
+
+
 class VAN(Pyramid):
     """Visual Attention Network. Every stage ends with a norm, whose result is the feature and the next stage's input.
 
@@ -149,7 +163,7 @@ class VAN(Pyramid):
         for i, (dim, mlp_ratio) in enumerate(zip(dims, mlp_ratios, strict=True)):
             blocks = [Block(dim, mlp_ratio, proj_drop_rate, drop_path, **dd) for drop_path in drop_paths[i]]
             halve = PatchEmbed(dims[i - 1], dim, 3, 2, **dd) if i else nn.Identity()
-            norm = LayerNorm2d(dim, eps=norm_eps, **dd)
+            norm = ChannelNorm(dim, eps=norm_eps, **dd)
             stages.append(Stage(dim, halve, blocks, channels_first=True, norm=norm))
         super().__init__(
             PatchEmbed(in_chans, dims[0], 7, 4, **dd),
