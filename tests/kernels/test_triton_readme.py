@@ -27,7 +27,7 @@ def test_the_tables_were_printed_from_these_kernels(name, operator):
 
 def test_the_hash_covers_what_a_launcher_imports_and_nothing_else():
     names = {path.stem for path in source_files("neighborhood_attention")}
-    shared = {"launch", "relative_bias", "rows", "tiles", "windows"}
+    shared = {"launch", "relative_bias", "rows", "softmax", "tiles", "windows"}
     assert names == {"neighborhood_attention", "neighborhood_attention_kernels", *shared}
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from visionattn_kernels.cpu import routed_attention as cpu
 from visionattn_kernels.layout import empty_map
-from visionattn_kernels.op import Operator, define, no_autocast, register
+from visionattn_kernels.op import Operator, define, launcher, no_autocast, register
 from visionattn_kernels.ops.checks import check_kind, check_rank, check_shape
 
 
@@ -139,6 +139,7 @@ _forward = define(
     "(Tensor query, Tensor key, Tensor value, Tensor routes, float scale) -> (Tensor, Tensor)",
     cpu=cpu.forward,
     fake=_forward_fake,
+    cuda=launcher("routed_attention", "forward"),
 )
 _backward = define(
     "routed_attention_backward",
@@ -146,6 +147,7 @@ _backward = define(
     "-> (Tensor, Tensor, Tensor)",
     cpu=cpu.backward,
     fake=_backward_fake,
+    cuda=launcher("routed_attention", "backward"),
 )
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
 register(Operator("routed_attention", routed_attention, reference, decomposition))

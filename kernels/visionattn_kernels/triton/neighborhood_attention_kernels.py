@@ -3,7 +3,9 @@
 A program owns a tile of queries (forward, gradient of the query) or of keys (gradients of key and value) of one residue
 map of one head, and loops over blocks of whatever its windows reach: for queries the union of their windows, for keys
 all queries whose window holds one of them, both contiguous. The gradient of the bias is summed a tile of queries at a
-time and then over the tiles. Every result has one writer and one order of summation, so it is the same in every run.
+time and then over the tiles.
+
+Every result has one writer and one order of summation, so it is the same in every run.
 
 Shapes: TILE and BLOCK stand for the products of their two numbers, rows times columns.
 """
@@ -12,6 +14,7 @@ import triton
 import triton.language as tl
 
 from visionattn_kernels.triton.relative_bias import bias_selectors, load_bias, spread_bias, store_bias, sum_pairs
+from visionattn_kernels.triton.softmax import LN2, LOG2E
 from visionattn_kernels.triton.windows import (
     before,
     first_query,
@@ -22,9 +25,6 @@ from visionattn_kernels.triton.windows import (
     tile_places,
     window_start,
 )
-
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit

@@ -90,3 +90,9 @@ def load_members(ptr, places, plane, inside, strides, DIM: tl.constexpr, BLOCK_D
 def store_members(ptr, values, places, plane, inside, strides, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     """Store [BLOCK, BLOCK_D] `values` of members, where `inside` and up to channel DIM."""
     store_rows(member_pointers(ptr, places, plane, strides), values, inside, strides[4], DIM, BLOCK_D)
+
+
+@triton.jit
+def whole_plane(image, head):
+    """The plane of a map that is not dilated; for `member_pointers`."""
+    return image, head, 0, 0, 1, 1
