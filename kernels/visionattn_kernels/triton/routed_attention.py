@@ -19,10 +19,10 @@ from visionattn_kernels.triton.tiles import Tiles, entry_of
 
 # The tables, by bytes an element and padded head dim. The rule: tiles of 64 tokens, because they fill the matrix
 # instruction of four warps on every chip; blocks of 64 in 16 bits and of 32 in 32, which are equally many bytes; two
-# stages, so that loads overlap with products. Where that spills a register on some chip, with regions of 64 tokens or
-# of 4, the entry is the first that does not of: 8 warps, half the block with 4 warps and with 8, a quarter, one stage,
-# half the tile. Comments name the last choice that spilled and where; `tools/compile_kernels.py` shows that the entry
-# does not, for regions of 64 tokens.
+# stages, so that loads overlap with products. Where that spills a register on some chip, with small regions or large,
+# the entry is the first that does not of: 8 warps, half the block with 4 warps and with 8, a quarter, one stage, half
+# the tile. Comments name the last choice that spilled and where; `tools/compile_kernels.py` shows that the entry does
+# not, for regions of 4 tokens and of 64.
 FORWARD = {
     (2, 16): Tiles(64, 64, 8, 2),  # 4 warps: sm_100
     (2, 32): Tiles(64, 64, 4, 2),
@@ -174,9 +174,13 @@ def backward(grad, query, key, value, routes, out, lse, scale):
 
 def examples(dtype: torch.dtype, dim: int, device: str) -> dict[str, list[Launch]]:
     """Launches that use the entries of all tables for `dtype` and `dim`, by variant, the one that does most last."""
-    query = empty_map(torch.empty(1, 2, 49, 64, dim, dtype=dtype, device=device)).zero_()
-    # Region r routes to itself: every region is named equally often.
-    routes = torch.arange(49, device=device)[None, :, None]
-    (out, lse), forward_launch = forward_launches(query, query, query, routes, dim**-0.5)
-    _, backward_launch = backward_launches(query, query, query, query, routes, out, lse, dim**-0.5)
-    return {"": forward_launch + backward_launch}
+    variants = {}
+    for variant, tokens, topk in (("regions of 4", 4, 16), ("", 64, 1)):
+        query = empty_map(torch.empty(1, 2, 49, tokens, dim, dtype=dtype, device=device)).zero_()
+        # Region r routes to r, r + 1 and so on: every region is named equally often.
+        regions = torch.arange(49, device=device)
+        routes = ((regions[:, None] + torch.arange(topk, device=device)) % 49)[None]
+        (out, lse), forward_launch = forward_launches(query, query, query, routes, dim**-0.5)
+        _, backward_launch = backward_launches(query, query, query, query, routes, out, lse, dim**-0.5)
+        variants[variant] = forward_launch + backward_launch
+    return variants
