@@ -172,8 +172,8 @@ def _resize(kind: str, x: Tensor, shape: Sequence[int]) -> Tensor:
         return resized.view(*moved.shape[:-1], shape[axis]).movedim(-1, axis).to(x.dtype)
     if kind == "relative_position_bias_table" and x.shape[1] == shape[1] and isqrt(len(x)) ** 2 == len(x):
         return resample_abs_pos_embed(x[None], [isqrt(shape[0])] * 2, num_prefix_tokens=0, antialias=False)[0]
-    tokens = int(kind == "token_embed")
-    patches, fixed = x.shape[1] - tokens, (shape[0], shape[2:])
-    if kind in ("pos_embed", "token_embed") and (x.shape[0], x.shape[2:]) == fixed and isqrt(patches) ** 2 == patches:
-        return resample_abs_pos_embed(x, [isqrt(shape[1])] * 2, num_prefix_tokens=tokens, antialias=False)
+    if kind in ("pos_embed", "token_embed") and (x.shape[0], x.shape[2:]) == (shape[0], shape[2:]):
+        tokens = int(kind == "token_embed")
+        if isqrt(x.shape[1] - tokens) ** 2 == x.shape[1] - tokens:
+            return resample_abs_pos_embed(x, [isqrt(shape[1])] * 2, num_prefix_tokens=tokens, antialias=False)
     return x
