@@ -125,7 +125,7 @@ def test_names_of_timm_keep_their_weights():
     assert run(code).split() == ["0", "True"]
 
 
-@pytest.mark.slow
+@pytest.mark.speed
 def test_importing_adds_at_most_half_a_second_to_timm():
     code = "import time, timm; start = time.perf_counter(); import visionattn; print(time.perf_counter() - start)"
     assert statistics.median(float(run(code)) for _ in range(5)) <= 0.5
