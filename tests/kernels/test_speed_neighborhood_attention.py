@@ -4,7 +4,7 @@ import pytest
 
 from visionattn_kernels.testing import neighborhood
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.speed
 
 NOISE = 0.7
 
