@@ -7,7 +7,7 @@ import os
 if (processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))) > 1:
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
 
-from zoo import PUBLISHED, TINY  # noqa: E402
+from zoo import PUBLISHED, TINY
 
 
 def pytest_generate_tests(metafunc):

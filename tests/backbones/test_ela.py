@@ -39,6 +39,15 @@ def test_it_serves_as_attention_layer_of_timm(kind):
     assert all(torch.isfinite(x.grad).all() for x in model.parameters())
 
 
+def test_it_stands_in_for_a_block():
+    model = timm.create_model("resnet18", num_classes=3).eval()
+    model.layer2[1] = ELA(128, "s")
+    logits = model(torch.randn(1, 3, 75, 64))
+    logits.sum().backward()
+    assert logits.shape == (1, 3)
+    assert all(p.grad.abs().sum() > 0 for p in model.layer2[1].parameters())
+
+
 @pytest.mark.parametrize(("dim", "kind", "message"), [(24, "b", "of 16 .*got 24"), (64, "x", "t, b, s, l, got 'x'")])
 def test_what_does_not_fit_is_refused(dim, kind, message):
     with pytest.raises(ValueError, match=message):
