@@ -45,6 +45,23 @@ def test_a_stage_does_not_change_between_regions_and_all_tokens(topk):
         create().set_regions(topk=topk)
 
 
+def test_maps_that_the_regions_do_not_divide_are_padded_or_refused():
+    torch.manual_seed(0)
+    model, uneven, even = create().eval(), torch.randn(1, 3, 97, 64), torch.randn(1, 3, 96, 96)
+    padded, whole = model(uneven), model(even)
+    model.set_regions(auto_pad=False)
+    assert torch.equal(model(even), whole)
+    with pytest.raises(ValueError, match="height and width must be multiples of 3, got 25x16"):
+        model(uneven)
+    model.set_regions(n_win=4)
+    with pytest.raises(ValueError, match="multiples of 4, got 25x16"):
+        model(uneven)
+    model.set_regions(n_win=3, auto_pad=True)
+    assert torch.equal(model(uneven), padded)
+    with pytest.raises(ValueError, match="multiples of 3, got 24x25"):
+        create(auto_pad=False)(torch.randn(1, 3, 96, 97))
+
+
 def test_attention_to_every_region_is_attention_to_every_token():
     torch.manual_seed(0)
     attn = RoutingAttention(16, 2, n_win=2, topk=4).double()

@@ -2,8 +2,8 @@
 
 BiFormer: Vision Transformer with Bi-Level Routing Attention (Zhu et al., CVPR 2023, arXiv:2303.08810). Checked against
 rayleizhu/BiFormer at 1697bbb, its "legacy" attention with the released models' settings: keys and values are not
-downsampled, routing has no parameters and no gradient. Maps that the regions do not divide are always padded, as the
-authors do for detection and segmentation; their classifier refuses them.
+downsampled, routing has no parameters and no gradient. Maps that the regions do not divide are padded, as the authors
+do for detection and segmentation; their classifier refuses them, as ours does with `auto_pad=False`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,16 +36,20 @@ class RoutingAttention(nn.Module):
         num_heads: Heads; `dim` must be a multiple.
         n_win: Regions along each axis. No weight depends on it, so it may be set later.
         topk: Regions that each region attends to. Likewise.
+        auto_pad: Whether maps that `n_win` does not divide are padded, or refused. Likewise.
         device: Where the parameters live.
         dtype: Type of the parameters.
     """
 
-    def __init__(self, dim: int, num_heads: int, n_win: int = 7, topk: int = 4, device=None, dtype=None):
+    def __init__(
+        self, dim: int, num_heads: int, n_win: int = 7, topk: int = 4, auto_pad: bool = True, device=None, dtype=None
+    ):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         self.num_heads = num_heads
         self.n_win = n_win
         self.topk = topk
+        self.auto_pad = auto_pad
         # The authors scale by the width of all heads together.
         self.scale = dim**-0.5
         self.qkv = nn.Linear(dim, 3 * dim, **dd)
@@ -53,9 +57,17 @@ class RoutingAttention(nn.Module):
         self.proj = nn.Linear(dim, dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, H, W, C) to the same shape."""
+        """Map (B, H, W, C) to the same shape.
+
+        Raises:
+            ValueError: `n_win` does not divide H and W, and padding is off.
+        """
         batch, height, width, dim = x.shape
         n = self.n_win
+        if not self.auto_pad and (height % n or width % n):
+            raise ValueError(
+                f"without auto_pad the map's height and width must be multiples of {n}, got {height}x{width}"
+            )
         rows, columns = -(-height // n), -(-width // n)
         x = F.pad(x, (0, 0, 0, n * columns - width, 0, n * rows - height))
         # Cut before the projection: a third of the copying.
@@ -69,7 +81,7 @@ class RoutingAttention(nn.Module):
 
     def extra_repr(self) -> str:
         """Settings that no submodule shows."""
-        return f"num_heads={self.num_heads}, n_win={self.n_win}, topk={self.topk}"
+        return f"num_heads={self.num_heads}, n_win={self.n_win}, topk={self.topk}, auto_pad={self.auto_pad}"
 
 
 @torch.jit.ignore
@@ -156,6 +168,8 @@ class BiFormer(Pyramid):
         depths: Blocks of each stage.
         topk: Regions to attend to, of each stage; None for attention to all tokens.
         n_win: Regions along each axis.
+        auto_pad: Whether maps that the regions do not divide are padded, which lets images of any size in; the authors'
+            detectors and segmenters have it on, their classifiers off, which then refuse such images.
         head_dim: Channels of a head in the stages with regions.
         mlp_ratio: Hidden width of the MLPs as a multiple of the channels.
         swin_layout: Patch convolutions in place of overlapping ones, and no position encoding before attention.
@@ -177,6 +191,7 @@ class BiFormer(Pyramid):
         depths: Sequence[int] = (2, 2, 8, 2),
         topk: Sequence[int | None] = (1, 4, 16, None),
         n_win: int = 7,
+        auto_pad: bool = True,
         head_dim: int = 32,
         mlp_ratio: float = 3.0,
         swin_layout: bool = False,
@@ -218,16 +233,19 @@ class BiFormer(Pyramid):
             drop_rate=drop_rate,
             **dd,
         )
-        self.set_regions(n_win, topk)
+        self.set_regions(n_win, topk, auto_pad)
 
     @torch.jit.ignore
-    def set_regions(self, n_win: int | None = None, topk: Sequence[int | None] | None = None) -> None:
+    def set_regions(
+        self, n_win: int | None = None, topk: Sequence[int | None] | None = None, auto_pad: bool | None = None
+    ) -> None:
         """Choose the regions anew; no weight depends on them. The authors use n_win 16 on COCO and 8 on ADE20K.
 
         Args:
             n_win: Regions along each axis; None leaves them as they are.
             topk: Regions to attend to, of each stage, None for a stage that attends to all tokens; None as a whole
                 leaves them as they are.
+            auto_pad: Whether maps that the regions do not divide are padded, or refused; None leaves it as it is.
 
         Raises:
             ValueError: `topk` does not fit the stages or the regions.
@@ -242,6 +260,7 @@ class BiFormer(Pyramid):
                 if windows < 1 or not 1 <= number <= windows**2:
                     raise ValueError(f"topk must be between 1 and n_win ** 2, got topk={number}, n_win={windows}")
                 attn.n_win, attn.topk = windows, number
+                attn.auto_pad = attn.auto_pad if auto_pad is None else auto_pad
 
 
 def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Tensor]:
