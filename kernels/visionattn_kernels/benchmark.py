@@ -16,7 +16,18 @@ from torch.profiler import ProfilerActivity, profile
 from visionattn_kernels.baselines import BASELINES, SHAPES
 from visionattn_kernels.op import OPS
 from visionattn_kernels.ops.routed_attention import region_routes
-from visionattn_kernels.testing import Case, aggregate, check, evaluate, flow, halo, linear, neighborhood, routed
+from visionattn_kernels.testing import (
+    Case,
+    aggregate,
+    check,
+    evaluate,
+    flow,
+    halo,
+    linear,
+    neighborhood,
+    random_direction,
+    routed,
+)
 
 # What is measured on square maps of growing sides. Regions of routed attention keep their size, 8x8.
 SIZED: dict[str, Callable[[int], Case]] = {
@@ -99,7 +110,8 @@ def compare(case: Case, rounds: int = 7, clock: Callable[[], float] = time.proce
     check(case, calls["ours"], reference=calls["baseline"])
     tensors = case.tensors()
     forward = {name: lambda call=call: _forward(call, case, tensors) for name, call in calls.items()}
-    both = {name: lambda call=call: evaluate(call, case, tensors) for name, call in calls.items()}
+    direction = random_direction(forward["ours"]())
+    both = {name: lambda call=call: evaluate(call, case, tensors, direction) for name, call in calls.items()}
     forward_times, both_times = (interleaved(timed, rounds, clock) for timed in (forward, both))
     memory = {name: peak_memory(call) for name, call in forward.items()}
     return Comparison(
@@ -184,6 +196,7 @@ def growing_operator(name: str) -> Callable[[int], Callable[[], object]]:
         tensors = case.tensors()
         if name == ROUTES:
             return lambda: region_routes(tensors["query"], tensors["key"], 4)
-        return lambda: evaluate(OPS[name].call, case, tensors)
+        direction = random_direction(_forward(OPS[name].call, case, tensors))
+        return lambda: evaluate(OPS[name].call, case, tensors, direction)
 
     return make

@@ -219,22 +219,30 @@ RESIZED: dict[str, Case] = {
 # fmt: on
 
 
-def evaluate(call: Callable[..., Tensor], case: Case, tensors: dict[str, Tensor], seed: int = 1) -> dict[str, Tensor]:
-    """Run `call` forward and backward against a fixed random direction.
+def random_direction(out: Tensor) -> Tensor:
+    """What `evaluate` differentiates along where it is given nothing: the same numbers for every dtype and device."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)
+
+
+def evaluate(
+    call: Callable[..., Tensor], case: Case, tensors: dict[str, Tensor], direction: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Run `call` forward and backward.
 
     Args:
         call: The operator, its reference or another implementation with the same arguments.
         case: Gives the settings.
         tensors: From `Case.tensors`.
-        seed: Of the direction.
+        direction: Gradient of the result, by default a `random_direction`, which takes longer to draw than some
+            operators to compute.
 
     Returns:
         "out" and "grad_NAME" for every tensor argument that requires a gradient.
     """
     out = call(**tensors, **case.settings)
-    generator = torch.Generator().manual_seed(seed)
-    direction = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)
     trainable = {name: x for name, x in tensors.items() if x.requires_grad}
+    direction = random_direction(out) if direction is None else direction
     gradients = torch.autograd.grad(out, list(trainable.values()), direction)
     return {"out": out.detach(), **{f"grad_{name}": g for name, g in zip(trainable, gradients, strict=True)}}
 

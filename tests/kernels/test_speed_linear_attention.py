@@ -8,7 +8,7 @@ import torch
 from visionattn_kernels import OPS
 from visionattn_kernels.baselines import BASELINES, SHAPES
 from visionattn_kernels.benchmark import interleaved, peak_memory
-from visionattn_kernels.testing import evaluate
+from visionattn_kernels.testing import evaluate, random_direction
 
 pytestmark = [pytest.mark.speed, pytest.mark.usefixtures("one_thread")]
 
@@ -28,7 +28,8 @@ def test_as_fast_as_the_families_code_and_smaller(case):
     tensors |= {name: x.requires_grad_() for name, x in zip(("query", "key", "value"), packed.unbind(2), strict=True)}
     calls = {"ours": OPS[case.op].call, "theirs": BASELINES[case.op]}
     forward = {name: lambda call=call: call(**tensors, **case.settings).detach() for name, call in calls.items()}
-    both = {name: lambda call=call: evaluate(call, case, tensors) for name, call in calls.items()}
+    direction = random_direction(forward["ours"]())
+    both = {name: lambda call=call: evaluate(call, case, tensors, direction) for name, call in calls.items()}
     for timed in (forward, both):
         times = interleaved(timed, clock=time.process_time)
         assert times["theirs"] / times["ours"] >= NOISE * TARGET

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from visionattn_kernels.cpu.tiles import (
+    ROWS,
+    ROWS_ALONE,
     TilePlan,
     add_tiles,
     chunks,
@@ -27,12 +29,12 @@ from visionattn_kernels.layout import empty_map
 
 
 def forward(query, key, value, bias, kernel_size, stride, dilation, scale):
-    """Batched SDPA on query tiles with an additive mask, one row of tiles at a time."""
+    """Batched SDPA on query tiles with an additive mask, rows of tiles that share it in one call."""
     out = empty_map(query)
     lse = query.new_empty(query.shape[:4], dtype=torch.promote_types(query.dtype, torch.float32))
     maps = (residue_maps(x, dilation) for x in (query, key, value, out, lse.unsqueeze(-1)))
     for q, k, v, o, total in zip(*maps, strict=True):
-        plan = tile_plan(tuple(q.shape[4:6]), tuple(kernel_size), tuple(stride), query.dtype)
+        plan = tile_plan(tuple(q.shape[4:6]), tuple(kernel_size), tuple(stride), query.dtype, ROWS)
         mask = plan.mask if bias is None else plan.bias_mask(bias)
         for chunk in chunks(plan.mask[0].numel(), q.shape[:3], q.shape[3]):
             _attend(q[chunk], k[chunk], v[chunk], o[chunk], total[chunk], plan, mask, scale)
@@ -41,20 +43,38 @@ def forward(query, key, value, bias, kernel_size, stride, dilation, scale):
 
 def _attend(q, k, v, out, lse, plan: TilePlan, mask, scale) -> None:
     """Write attention of one chunk into `out` and the logarithms of the softmax's sums into `lse`."""
-    rows, columns = plan.rows, plan.columns
+    columns, heads, step = plan.columns, q.shape[3], plan.rows.queries
     queries = gather(q, columns.query_start, columns.queries, q.dtype)
     keys, values = (gather(x, columns.key_start, columns.keys, x.dtype) for x in (k, v))
-    for pattern, top, first in zip(plan.pattern, rows.query_start, rows.key_start, strict=True):
-        query_rows, key_rows = slice(top, top + rows.queries), slice(first, first + rows.keys)
-        row_mask = mask[pattern].expand(-1, q.shape[3], -1, -1).flatten(0, 1).unsqueeze(0)
-        tiles = queries[..., query_rows, :, :]
-        tile_k, tile_v = (matrices(x[..., key_rows, :, :]) for x in (keys, values))
+    for group in plan.groups:
+        row_mask = mask[group.pattern].expand(-1, heads, -1, -1).flatten(0, 1).unsqueeze(0)
+        if group.tiles > 1:  # the batch of SDPA is then all that has a mask of its own
+            row_mask = row_mask.expand(q.shape[:3].numel(), -1, -1, -1).flatten(0, 1).unsqueeze(1)
         result, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            matrices(tiles), tile_k, tile_v, attn_mask=row_mask, scale=scale
+            *(
+                _batches(x, rows, group.tiles, step)
+                for x, rows in ((queries, group.queries), (keys, group.keys), (values, group.keys))
+            ),
+            attn_mask=row_mask,
+            scale=scale,
         )
-        put_tiles(out[..., query_rows, :, :], result.reshape(tiles.shape), columns.fresh)
-        total = total.transpose(1, 2).reshape(*tiles.shape[:-1], 1)
-        put_tiles(lse[..., query_rows, :, :], total, columns.fresh)
+        shape = (*queries.shape[:5], group.tiles, step, columns.queries, -1)
+        for x, tiles in ((out, result), (lse, total.transpose(1, 2).unsqueeze(-1))):
+            rows = x[..., group.queries, :, :].unflatten(-3, (group.tiles, step))
+            put_tiles(rows, tiles.view(shape), columns.fresh)
+
+
+def _batches(strips: Tensor, rows: slice, tiles: int, step: int) -> Tensor:
+    """View the tiles that lie `step` apart in `rows` of strips as SDPA's (batch, heads, positions, D).
+
+    Of one row of tiles, heads are all tiles and heads of an image, which share no mask but with other images. Of
+    several, they are the rows of tiles, which share it.
+    """
+    x = strips[..., rows, :, :]
+    if tiles == 1:
+        return matrices(x)
+    size = x.shape[5] - (tiles - 1) * step
+    return x.unfold(5, size, step).movedim(-1, 6).flatten(6, 7).flatten(0, 4)
 
 
 def backward(grad, query, key, value, bias, out, lse, kernel_size, stride, dilation, scale):
@@ -65,7 +85,7 @@ def backward(grad, query, key, value, bias, out, lse, kernel_size, stride, dilat
     grad_bias = query.new_zeros(0 if bias is None else (*bias.shape,), dtype=dtype)
     maps = (residue_maps(x, dilation) for x in (query, key, value, grad, grad_query, grad_key, grad_value))
     for parts in zip(*maps, strict=True):
-        plan = tile_plan(tuple(parts[0].shape[4:6]), tuple(kernel_size), tuple(stride), dtype)
+        plan = tile_plan(tuple(parts[0].shape[4:6]), tuple(kernel_size), tuple(stride), dtype, ROWS_ALONE)
         mask = plan.mask if bias is None else plan.bias_mask(bias.to(dtype))
         grad_mask = None if bias is None else torch.zeros_like(mask)
         for chunk in chunks(plan.mask[0].numel(), parts[0].shape[:3], query.shape[1]):

@@ -14,9 +14,11 @@ from visionattn_kernels.ops.windows import window_offsets, window_start
 # Queries a tile and axis. A tile of T queries reads T + K - 1 keys an axis: smaller tiles compute fewer masked scores,
 # larger ones make better matrix products. With K = 7, 7 and 8 were fastest or within 15 % of it from 14x14 to 128x160.
 TILE = 8
-# Rows a tile where keys are copied once for all rows (`gather` of a whole map) and the map has more than two `TILE`s:
-# twice the tiles then cost no copy, and a tile of 4x8 queries computes 0.7 times the scores a query of one of 8x8.
-ROWS = 4
+# Rows a tile where keys are copied once for all rows (`gather` of a whole map) and the map has more than two `TILE`s. A
+# tile of 2x8 queries computes 0.6 times the scores a query of one of 8x8. One call of SDPA takes many rows of tiles, so
+# that it prefers the flattest; matrix products that take one row of tiles a call are better off with larger ones.
+ROWS = 2
+ROWS_ALONE = 4
 
 # Scores computed at once on the CPU: 4 MiB in float32, so that they stay in the second-level cache.
 SCORES_AT_ONCE = 2**20
@@ -84,12 +86,28 @@ def _runs(starts: list[int]) -> list[Run]:
     return runs
 
 
+class RowGroup(NamedTuple):
+    """Rows of tiles one below the other that share a mask and follow each other evenly.
+
+    Attributes:
+        pattern: As in `TilePlan`.
+        tiles: Rows of tiles.
+        queries, keys: Rows of the map that hold the queries and the keys of all of them.
+    """
+
+    pattern: int
+    tiles: int
+    queries: slice
+    keys: slice
+
+
 class TilePlan(NamedTuple):
     """How query tiles cover a map of one residue class per axis. Tiles of a row are computed together.
 
     Attributes:
         rows, columns: Tiles along each axis.
         pattern: For each row of tiles, the entry of `index` and `mask` that is its own.
+        groups: All rows of tiles, in order.
         index: (patterns, columns, queries, keys) int32 into the flattened relative bias with one entry appended, that
             of the keys outside the window; queries and keys of a tile are flattened row-major.
         mask: (patterns, columns, 1, queries, keys) 0 where the query sees the key and -inf elsewhere.
@@ -98,6 +116,7 @@ class TilePlan(NamedTuple):
     rows: AxisTiles
     columns: AxisTiles
     pattern: list[int]
+    groups: list[RowGroup]
     index: Tensor
     mask: Tensor
 
@@ -111,19 +130,42 @@ class TilePlan(NamedTuple):
 
 @lru_cache(maxsize=64)
 def tile_plan(
-    shape: tuple[int, int], kernel_size: tuple[int, int], stride: tuple[int, int], dtype: torch.dtype
+    shape: tuple[int, int], kernel_size: tuple[int, int], stride: tuple[int, int], dtype: torch.dtype, rows: int
 ) -> TilePlan:
-    """Cover a map of `shape` (rows, columns) with tiles; the mask has `dtype`. Cached, at most 64 plans."""
-    axes = zip(shape, kernel_size, stride, (ROWS if shape[0] > 2 * TILE else TILE, TILE), strict=True)
+    """Cover a map of `shape` (rows, columns) with tiles; the mask has `dtype`. Cached, at most 64 plans.
+
+    `rows` are those of a tile where the map has more than two `TILE`s: `ROWS` or `ROWS_ALONE`.
+    """
+    axes = zip(shape, kernel_size, stride, (rows if shape[0] > 2 * TILE else TILE, TILE), strict=True)
     rows, columns = (axis_tiles(*axis) for axis in axes)
     patterns, pattern = torch.unique(rows.offsets, dim=0, return_inverse=True)
+    pattern = pattern.tolist()
     row = patterns[:, None, :, None, :, None]
     column = columns.offsets[None, :, None, :, None, :]
     outside = (2 * kernel_size[0] - 1) * (2 * kernel_size[1] - 1)
     index = torch.where((row < 0) | (column < 0), outside, row * (2 * kernel_size[1] - 1) + column)
     index = index.flatten(4, 5).flatten(2, 3).int()
     mask = torch.zeros(index.shape, dtype=dtype).masked_fill_(index == outside, float("-inf"))
-    return TilePlan(rows, columns, pattern.tolist(), index, mask.unsqueeze(2))
+    return TilePlan(rows, columns, pattern, _row_groups(rows, pattern), index, mask.unsqueeze(2))
+
+
+def _row_groups(rows: AxisTiles, pattern: list[int]) -> list[RowGroup]:
+    """Group tiles of an axis whose queries and keys both start `queries` after those of the tile before."""
+    groups = []
+    for tile, (query, key) in enumerate(zip(rows.query_start, rows.key_start, strict=True)):
+        queries, keys = slice(query, query + rows.queries), slice(key, key + rows.keys)
+        last = groups[-1] if groups else None
+        if (
+            last
+            and last.pattern == pattern[tile]
+            and (query, keys.stop - last.keys.stop) == (last.queries.stop, rows.queries)
+        ):
+            groups[-1] = RowGroup(
+                last.pattern, last.tiles + 1, slice(last.queries.start, queries.stop), slice(last.keys.start, keys.stop)
+            )
+        else:
+            groups.append(RowGroup(pattern[tile], 1, queries, keys))
+    return groups
 
 
 def residue_maps(x: Tensor, dilation: tuple[int, int]) -> Iterator[Tensor]:
@@ -204,8 +246,11 @@ def add_tiles(x: Tensor, tiles: Tensor, starts: Sequence[int]) -> None:
 
 
 def put_tiles(x: Tensor, tiles: Tensor, fresh: Sequence[int]) -> None:
-    """Write tiles of queries back to where `gather` copied them from, but for the first `fresh` columns of each."""
-    size, whole = tiles.shape[6], fresh.count(0)
+    """Write tiles of queries back to where `gather` copied them from, but for the first `fresh` columns of each.
+
+    The axis of rows may be split in two, in `x` and in `tiles`.
+    """
+    size, whole = tiles.shape[-2], fresh.count(0)
     x[..., : whole * size, :].unflatten(-2, (whole, size)).movedim(-3, 3).copy_(tiles[:, :, :, :whole])
     if whole < len(fresh):  # the last tile overlaps the one before it
         x[..., whole * size :, :] = tiles[:, :, :, -1, ..., fresh[-1] :, :]
