@@ -59,7 +59,7 @@ def _attend(q, k, v, out, lse, plan: TilePlan, mask, scale) -> None:
             scale=scale,
         )
         shape = (*queries.shape[:5], group.tiles, step, columns.queries, -1)
-        for x, tiles in ((out, result), (lse, total.transpose(1, 2).unsqueeze(-1))):
+        for x, tiles in ((out, result), (lse, total.unsqueeze(-1))):
             rows = x[..., group.queries, :, :].unflatten(-3, (group.tiles, step))
             put_tiles(rows, tiles.view(shape), columns.fresh)
 

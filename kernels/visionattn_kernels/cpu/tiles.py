@@ -136,7 +136,9 @@ def tile_plan(
 
     `rows` are those of a tile where the map has more than two `TILE`s: `ROWS` or `ROWS_ALONE`.
     """
-    axes = zip(shape, kernel_size, stride, (rows if shape[0] > 2 * TILE else TILE, TILE), strict=True)
+    # Queries that share a window belong in a tile.
+    height = max(rows, stride[0]) if shape[0] > 2 * TILE else TILE
+    axes = zip(shape, kernel_size, stride, (height, TILE), strict=True)
     rows, columns = (axis_tiles(*axis) for axis in axes)
     patterns, pattern = torch.unique(rows.offsets, dim=0, return_inverse=True)
     pattern = pattern.tolist()
