@@ -3,13 +3,14 @@
     python tools/benchmark.py op neighborhood_attention
     python tools/benchmark.py model resnet50 nat_mini dinat_mini
     python tools/benchmark.py model swin_small_patch4_window7_224 nat_tiny
+    python tools/benchmark.py model --authors CHECKOUTS authors_van_b0 van_b0
     python tools/benchmark.py growth neighborhood_attention linear_attention --sides 32 64 128 256 --plot growth.png
     python tools/benchmark.py growth mala_tiny l2vit_tiny --sides 256 512 1024 --plot memory.png
 
 Calls take turns in one process and medians are printed. Quote the ratios: the times are those of the machine that the
 first line names. An operator is timed only after its results and gradients were found to be the baseline's, a model
 only after a step gave finite logits and gradients. Growth is that of a forward with backward of a batch of one, and its
-plot needs the extra `viz`.
+plot needs the extra `viz`. Which checkouts `--authors` takes, authors.py beside this file says.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from pathlib import Path
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import torch
+from authors import register
 
 import visionattn  # noqa: F401  (registers the models)
 from visionattn.benchmark import growing_model, time_models
@@ -47,12 +49,16 @@ def main(argv: list[str] | None = None) -> int:
     growth.add_argument("--sides", type=int, nargs="+", default=[32, 64, 128, 256])
     growth.add_argument("--threads", type=int, default=1)
     growth.add_argument("--plot", type=Path, help="file for the picture")
+    for kind in (model, growth):
+        kind.add_argument("--authors", type=Path, help="folder of the authors' repositories, for names `authors_...`")
     for kind in (op, model, growth):
         kind.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     print(f"{date.today()}, {_processor()}, {args.threads} threads, torch {torch.__version__}, float32, CPU")
     try:
+        if getattr(args, "authors", None):
+            register(args.authors, args.names)
         {"op": _print_operator, "model": _print_models, "growth": _print_growth}[args.kind](args)
     except (AssertionError, RuntimeError, ValueError) as error:
         print(f"benchmark: {error}", file=sys.stderr)
