@@ -100,6 +100,19 @@ class Comparison:
         return self.baseline_both / self.both
 
 
+def projected(case: Case) -> dict[str, Tensor]:
+    """The case's tensors with query, key and value as the models that use the linear operators lay them out.
+
+    They are views of one projection's result: (B, N, 3, heads, D) of tokens, and of maps, whose positions give a
+    rotation, (B, 3, heads, D, N).
+    """
+    tensors = case.tensors()
+    order = (0, 2, 1, 4, 3) if "rotary" in tensors else (0, 3, 2, 1, 4)
+    stacked = torch.stack([tensors[name].detach() for name in ("query", "key", "value")], 2)
+    views = stacked.permute(order).contiguous().permute(order).unbind(2)
+    return tensors | {name: x.requires_grad_() for name, x in zip(("query", "key", "value"), views, strict=True)}
+
+
 def compare(case: Case, rounds: int = 7, clock: Callable[[], float] = time.process_time) -> Comparison:
     """Time the operator of `case` beside its baseline.
 
@@ -108,7 +121,7 @@ def compare(case: Case, rounds: int = 7, clock: Callable[[], float] = time.proce
     """
     calls = {"ours": OPS[case.op].call, "baseline": BASELINES[case.op]}
     check(case, calls["ours"], reference=calls["baseline"])
-    tensors = case.tensors()
+    tensors = projected(case) if case.op in ("linear_attention", "flow_attention") else case.tensors()
     forward = {name: lambda call=call: _forward(call, case, tensors) for name, call in calls.items()}
     direction = random_direction(forward["ours"]())
     both = {name: lambda call=call: evaluate(call, case, tensors, direction) for name, call in calls.items()}

@@ -11,8 +11,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from visionattn_kernels.cpu.tokens import AT_ONCE, grouped, image_groups, put, token_chunks
+from visionattn_kernels.cpu.tokens import grouped, image_groups, put, token_chunks
 from visionattn_kernels.layout import empty_map
+
+# Elements of queries of a group of images, whose features all exist at once: half of what the tokens of one may have.
+GROUPED = 2**17
 
 
 def forward(query, key, value, epsilon):
@@ -23,7 +26,7 @@ def forward(query, key, value, epsilon):
     moments, sums, partition = (
         query.new_zeros((*query.shape[:2], *shape), dtype=dtype) for shape in ((dim, value.shape[3]), (4, dim), ())
     )
-    for images in image_groups(query, AT_ONCE):
+    for images in image_groups(query, GROUPED):
         q, k, v, moment, total, part = grouped(images, query, key, value, moments, sums, partition)
         of_q, of_k, of_taken, of_given = total.unbind(1)
         chunks, q, k, taken = token_chunks(q), _features(q, dtype), _features(k, dtype), []
@@ -52,7 +55,7 @@ def forward(query, key, value, epsilon):
 def backward(grad, query, key, value, moments, sums, partition, epsilon):
     """Closed form: queries and keys take turns, because the flow of each depends on all of the others."""
     gradients = tuple(empty_map(x) for x in (query, key, value))
-    for images in image_groups(query, AT_ONCE):
+    for images in image_groups(query, GROUPED):
         parts = grouped(images, grad, query, key, value, moments, sums, partition)
         _group_backward(*parts, *(x[images] for x in gradients), epsilon)
     return gradients

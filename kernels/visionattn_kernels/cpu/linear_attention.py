@@ -32,20 +32,25 @@ def forward(query, key, value, scale, rotary, normalization, feature_map, epsilo
     dtype = torch.promote_types(query.dtype, torch.float32)
     out, turns, all_means = empty_map(value), _turns(rotary, dtype), []
     for images in image_groups(query, GROUPED):
-        q, k, v = grouped(images, query, key, value)
-        rule = _rule(normalization, scale, epsilon, q, dtype)
-        sums: list[Tensor] = []
-        for some in token_chunks(q):
-            features, values = _features(k[:, some], feature_map, dtype), v[:, some].to(dtype)
-            _add(sums, _turn(features, turns, some).transpose(1, 2) @ values, features.sum(1), values.sum(1))
-        means = [x.div_(q.shape[1]) for x in sums]
+        means = _means(*grouped(images, key, value), turns, feature_map, dtype)
         all_means.append(means)
+        (q,) = grouped(images, query)
+        rule = _rule(normalization, scale, epsilon, q, dtype)
         covariance = _covariance(means, rule) if normalization == "subtraction" else None
         for some in token_chunks(q):
             features = _features(q[:, some], feature_map, dtype)
             put(out[images], some, _apply(features, _turn(features, turns, some), means, covariance, rule))
     means = (torch.cat(x) if len(x) > 1 else x[0] for x in zip(*all_means, strict=True))
     return out, *(x.view(*query.shape[:2], *x.shape[1:]) for x in means)
+
+
+def _means(key: Tensor, value: Tensor, turns: Tensor | None, feature_map: str, dtype: torch.dtype) -> list[Tensor]:
+    """Over the tokens: of turned key features times values (heads, D, E), of key features and of values."""
+    sums: list[Tensor] = []
+    for some in token_chunks(key):
+        features, values = _features(key[:, some], feature_map, dtype), value[:, some].to(dtype)
+        _add(sums, _turn(features, turns, some).transpose(1, 2) @ values, features.sum(1), values.sum(1))
+    return [x.div_(key.shape[1]) for x in sums]
 
 
 def backward(
@@ -98,7 +103,8 @@ def _add(sums: list[Tensor], *parts: Tensor) -> None:
 def _rule(normalization: str, scale: Tensor, epsilon: float, query: Tensor, dtype: torch.dtype) -> Rule:
     """The rule for all heads of some images, whose queries are (heads of all images, N, D)."""
     heads, tokens = query.shape[:2]
-    return Rule(normalization, scale.to(dtype).repeat(heads // len(scale)).view(-1, 1, 1), epsilon, epsilon / tokens)
+    of_heads = scale.to(dtype).expand(heads // len(scale), -1).reshape(-1, 1, 1)
+    return Rule(normalization, of_heads, epsilon, epsilon / tokens)
 
 
 def _covariance(means: list[Tensor], rule: Rule) -> Tensor:

@@ -12,13 +12,12 @@ AT_ONCE = 2**18
 
 
 def image_groups(query: Tensor, at_once: int) -> Iterator[slice]:
-    """Split the images of (B, heads, N, D), small ones into equal groups of at most `at_once` elements.
+    """Split the images of (B, heads, N, D), small ones into equal groups of about `at_once` elements.
 
     An empty batch is one group.
     """
     batch = max(1, len(query))
-    groups = -(-batch // max(1, at_once * batch // max(1, query.numel())))
-    step = -(-batch // groups)
+    step = -(-batch // max(1, round(query.numel() / at_once)))
     return (slice(first, first + step) for first in range(0, batch, step))
 
 
@@ -28,9 +27,9 @@ def grouped(images: slice, *tensors: Tensor) -> list[Tensor]:
 
 
 def token_chunks(query: Tensor) -> list[slice]:
-    """Split the tokens of (heads of all images, N, D)."""
-    heads, tokens, dim = query.shape
-    step = max(1, AT_ONCE // max(1, heads * dim))
+    """Split the tokens of (heads of all images, N, D) evenly, to about `AT_ONCE`."""
+    tokens = query.shape[1]
+    step = max(1, -(-tokens // max(1, round(query.numel() / AT_ONCE))))
     return [slice(first, first + step) for first in range(0, tokens, step)]
 
 
