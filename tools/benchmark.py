@@ -105,7 +105,7 @@ def _plot(growths: list[Growth], path: Path) -> None:
     """Draw time and memory over the pixels, on logarithmic axes, beside a line that is linear in them."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
     for axes, title in zip(figure.subplots(1, 2), ("milliseconds", "MiB"), strict=True):
         for growth in growths:
             costs = growth.seconds if title == "milliseconds" else growth.memory
@@ -116,7 +116,7 @@ def _plot(growths: list[Growth], path: Path) -> None:
             first = next(iter(costs.values())) / unit
             axes.loglog(pixels, [first * n / pixels[0] for n in pixels], ":", color=line.get_color())
         axes.set(xlabel="pixels; dotted: linear growth", ylabel=title)
-        axes.legend(title="exponent")
+        axes.legend(title="exponent", loc="upper left", fontsize="small")
     figure.savefig(path)
 
 
