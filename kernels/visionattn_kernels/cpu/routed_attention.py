@@ -16,9 +16,9 @@ from visionattn_kernels.layout import empty_map
 _attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-# Elements of keys, and of values, copied at once: 512 KiB each in float32. Four times as many were up to 70 % slower
-# (backward, 14x14, 16 routes), a quarter of it 10 % (forward, 56x56, 1 route).
-COPIED_AT_ONCE = 2**17
+# Elements of keys, and of values, copied at once: 1 MiB each in float32. Twice as many were not faster, half as many
+# took 5 % and a quarter 17 % longer (forward, 56x56, 1 route).
+COPIED_AT_ONCE = 2**18
 
 # Copying a key takes as long as attending to it from so many queries: both paths break even between 10 and 20 for
 # regions of 4 to 64 tokens.
