@@ -32,6 +32,7 @@ from visionattn.training.drawing import draw_curves
 from visionattn.training.model import CONFIG_FILE, WEIGHTS_FILE, save_model
 
 _PACKAGES = ("torch", "torchvision", "timm", "accelerate", "albumentations", "numpy", "pillow")
+_FRESH = ".best."
 # Keys that may differ between a run and its continuation: they do not change what is computed.
 _FREE_KEYS = {
     "output",
@@ -106,7 +107,11 @@ class RunFolder:
         return True
 
     def describe(self, config: Config) -> None:
-        """Writes config.yaml, and appends this start to environment.json."""
+        """Writes config.yaml, appends this start to environment.json, and removes what a killed run half wrote."""
+        for leftover in (*self.path.glob(".*.part"), *self.path.glob("best/.*.part")):
+            leftover.unlink()
+        for leftover in self.path.glob(f"{_FRESH}*"):
+            shutil.rmtree(leftover)
         self._write("config.yaml", to_yaml(config))
         starts = self.path / "environment.json"
         earlier = json.loads(starts.read_text()) if starts.is_file() else []
@@ -144,7 +149,7 @@ class RunFolder:
 
     def _save_best(self, model: nn.Module, class_names: Sequence[str], data_config: Mapping[str, Any]) -> None:
         self.best.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.path, prefix=".best.") as fresh:
+        with tempfile.TemporaryDirectory(dir=self.path, prefix=_FRESH) as fresh:
             save_model(model, Path(fresh), class_names, data_config)
             # All bests of a run share one description, so only the weights' rename changes anything.
             for file in (CONFIG_FILE, WEIGHTS_FILE):
