@@ -2,6 +2,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import train as tool
 from training.generated import TINY, write_pictures
 
 from visionattn.training.guard import NotANumberError, check_loss, first_bad
-from visionattn.training.loop import Run, train_one_epoch
+from visionattn.training.loop import Run, train, train_one_epoch
 from visionattn.training.preflight import preflight
 
 
@@ -91,6 +92,52 @@ def test_an_epoch_ends_at_the_same_weights_with_and_without(configure, option):
         ends.append(weights_of(run) - start)
     # As for accumulation: sums of at most 512 terms in another order, three updates that build on each other.
     assert (ends[0] - ends[1]).norm() < 10 * 512**0.5 * 2**-24 * ends[0].norm()
+
+
+# A batch that fits
+
+
+def limit_memory(monkeypatch, pictures: int) -> list[int]:
+    """Makes larger batches of training run out of memory; the list of the batches that were tried."""
+    model, tried = type(tiny_model()), []
+    forward = model.forward
+
+    def limited(self, images):
+        if self.training:
+            tried.append(len(images))
+            if len(images) > pictures:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(self, images)
+
+    monkeypatch.setattr(model, "forward", limited)
+    return tried
+
+
+def test_a_batch_is_halved_until_it_fits_and_updates_see_as_many_pictures(configure, monkeypatch):
+    sgd = ("optimizer.name=sgd", "optimizer.weight_decay=0", "schedule.epochs=1", "ema_decay=0.9")
+    wanted = train(configure(*sgd, "output=" + configure().output + "_whole"))
+    tried = limit_memory(monkeypatch, 2)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(configure(*sgd))
+    tried.clear()
+    run = train(configure(*sgd, "data.find_batch_size=true", "report=false"))
+    assert tried[:3] == [8, 4, 2]
+    assert set(tried[2:]) == {2}
+    assert (run.config.data.batch_size, run.config.optimizer.accumulate, run.updates) == (2, 4, wanted.updates)
+    # As for accumulation in test_loop.py.
+    start = weights_of(Run(configure("output=" + configure().output + "_start")))
+    assert (weights_of(run) - weights_of(wanted)).norm() < 10 * 512**0.5 * 2**-24 * (start - weights_of(wanted)).norm()
+    tried.clear()
+    resumed = train(configure(*sgd, "data.find_batch_size=true", "report=false", "resume=true"))
+    assert resumed.config == replace(run.config, resume=True)
+    assert not tried
+
+
+@pytest.mark.parametrize(("size", "override"), [(9, "seed=0"), (2, "augment.mixup=0.8")])
+def test_a_batch_that_cannot_be_halved_is_an_error(configure, monkeypatch, size, override):
+    limit_memory(monkeypatch, 1)
+    with pytest.raises(ValueError, match=f"a batch of {size} does not fit into memory and cannot be halved"):
+        Run(configure(f"data.batch_size={size}", "data.find_batch_size=true", override))
 
 
 # Killed

@@ -57,6 +57,8 @@ class DataConfig:
         interpolation: how pictures are resized (`bilinear`, `bicubic`, ...).
         crop_pct: share of the resized picture that validation keeps (its centre).
         batch_size: pictures of a batch on each device.
+        find_batch_size: where that does not fit into memory, halve it before the training starts, and double
+            `optimizer.accumulate`, until it does.
         workers: processes that load pictures; 0 loads in the training process.
         check_pictures: decode every picture before the training starts, so that an unreadable one
             stops it there and not after hours.
@@ -73,6 +75,7 @@ class DataConfig:
     interpolation: str | None = None
     crop_pct: float | None = None
     batch_size: int = 64
+    find_batch_size: bool = False
     workers: int = 2
     check_pictures: bool = True
 

@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -105,6 +106,20 @@ class RunFolder:
             if key not in free and before[key] != now[key]:
                 raise ValueError(f"cannot resume {self.path}: it has {key}={before[key]!r}, asked is {now[key]!r}")
         return True
+
+    def with_fitted_batch(self, config: Config) -> Config:
+        """`config` with the batch that the run here found to fit, if `data.find_batch_size` asks for one."""
+        if not (config.data.find_batch_size and self.last.is_file()):
+            return config
+        before = load_config(self.path / "config.yaml")
+        size, accumulate = before.data.batch_size, before.optimizer.accumulate
+        if size * accumulate != config.data.batch_size * config.optimizer.accumulate:
+            return config
+        return replace(
+            config,
+            data=replace(config.data, batch_size=size),
+            optimizer=replace(config.optimizer, accumulate=accumulate),
+        )
 
     def describe(self, config: Config) -> None:
         """Writes config.yaml, appends this start to environment.json, and removes what a killed run half wrote."""

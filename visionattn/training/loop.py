@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from visionattn.training.augment import Augmentation, BatchAugment
 from visionattn.training.baselines import score_baselines
+from visionattn.training.batch_size import fit_batch_size
 from visionattn.training.config import Config
 from visionattn.training.data import (
     MODES,
@@ -57,8 +58,8 @@ class Run:
     """
 
     def __init__(self, config: Config) -> None:
-        self.config = config
         self.folder = RunFolder(config.output)
+        self.config = config = self.folder.with_fitted_batch(config)
         self.resumes = self.folder.begin(config)
         self.accelerator = Accelerator(
             cpu=config.device == "cpu",
@@ -87,6 +88,9 @@ class Run:
         self.distill = build_distillation(
             config.distill, len(self.class_names), self.data_config, self.accelerator.device
         )
+        if config.data.find_batch_size and not self.resumes:
+            self.config = config = fit_batch_size(self, model)
+            self.accelerator.gradient_accumulation_steps = config.optimizer.accumulate
         self.model, self.optimizer, self.val_loader = self.accelerator.prepare(
             model, build_optimizer(model, config.optimizer), val_loader(self.val, config.data)
         )
@@ -246,7 +250,7 @@ def train(config: Config, console: Console | None = None) -> Run:
     run = Run(config)
     report = Report(run, console or Console())
     if run.accelerator.is_main_process:
-        run.folder.describe(config)
+        run.folder.describe(run.config)
         if config.baselines and not run.baselines:
             run.baselines = score_baselines(run.train.with_transform(run.val.transform), run.val)
     report.begin()
