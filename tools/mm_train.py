@@ -3,6 +3,8 @@
 python tools/mm_train.py CONFIG [--work-dir DIR] [--resume] [--cfg-options KEY=VALUE ...]
 
 $ python tools/mm_train.py configs/mmdet/mask-rcnn_nat-mini_3x_coco.py --work-dir output/nat
+
+With --resume an interrupted run ends where an uninterrupted one does (`visionattn.openmmlab.PlaceSeeds` says when).
 """
 
 import argparse
@@ -31,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config.merge_from_dict(arguments.cfg_options)
     config.work_dir = arguments.work_dir or f"output/{Path(arguments.config).stem}"
     config.resume = arguments.resume
-    Runner.from_cfg(openmmlab.fit_to_machine(config)).train()
+    Runner.from_cfg(openmmlab.make_resumable(openmmlab.fit_to_machine(config))).train()
     return 0
 
 

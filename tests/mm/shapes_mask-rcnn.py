@@ -24,7 +24,7 @@ train_dataloader = dict(
     batch_size=4,
     num_workers=0,
     persistent_workers=False,
-    sampler=dict(type="InfiniteSampler", shuffle=True, seed=0),
+    sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(
         **dataset,
         ann_file="train.json",
