@@ -135,6 +135,17 @@ def softnms(
     return torch.stack(kept) if kept else left
 
 
+def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
+    """Groups of boxes with scores (N, 5): each begins with the best left and holds what overlaps it, best first."""
+    left, groups = dets[:, 4].argsort(descending=True, stable=True), []
+    while len(left):
+        overlaps = _overlaps(dets[left[0], :4], dets[left, :4], 0)
+        group = (overlaps >= iou_threshold).index_fill(0, left.new_tensor(0), True)
+        groups.append(left[group].tolist())
+        left = left[~group]
+    return groups
+
+
 def roi_align_forward(
     input: Tensor,
     rois: Tensor,
@@ -405,6 +416,7 @@ _PROVIDED = (
     get_compiling_cuda_version,
     nms,
     softnms,
+    nms_match,
     bbox_overlaps,
     roi_align_forward,
     roi_align_backward,

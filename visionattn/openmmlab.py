@@ -254,8 +254,8 @@ def _translate(backbone: VisionAttn, state_dict: dict, prefix: str, *_: Any) -> 
     if backbone.out_norms:
         for i in range(len(backbone.body.feature_info)):
             for kind in ("weight", "bias"):
-                for authors in (f"norm{i}.{kind}", f"extra_norms.{i}.{kind}", f"extra_norm.{i}.{kind}"):
-                    tensor = weights.pop(authors, None)
+                for authors in (f"norm{i}", f"extra_norms.{i}", f"extra_norms.{i}.norm", f"extra_norm.{i}"):
+                    tensor = weights.pop(f"{authors}.{kind}", None)
                     if tensor is not None and str(i) in backbone.out_norms:
                         state_dict[f"{prefix}out_norms.{i}.{kind}"] = tensor
     # Under this prefix the filters know that the classifier and its norm may be missing.

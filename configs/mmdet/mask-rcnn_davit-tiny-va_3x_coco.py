@@ -2,29 +2,12 @@
 # Expected, as published: box AP 47.4, mask AP 42.9.
 # Source: https://github.com/dingmyu/davit
 # python tools/mm_train.py configs/mmdet/mask-rcnn_davit-tiny-va_3x_coco.py
-_base_ = "mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_ms-crop-3x_coco.py"
-custom_imports = dict(imports=["visionattn.openmmlab"], allow_failed_imports=False)
+_base_ = "./mask-rcnn_davit-tiny-va_1x_coco.py"
 
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type="VisionAttn",
-        model="davit_tiny_va",
-        pretrained=True,
-        drop_path_rate=0.2,
-        out_norm=1e-5,
-    ),
-    neck=dict(in_channels=[96, 192, 384, 768]),
-)
+model = dict(backbone=dict(drop_path_rate=0.2))
 max_epochs = 36
 train_cfg = dict(max_epochs=max_epochs)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=1000),
     dict(type="MultiStepLR", begin=0, end=max_epochs, by_epoch=True, milestones=[27, 33], gamma=0.1),
 ]
-optim_wrapper = dict(
-    _delete_=True,
-    type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    paramwise_cfg=None,
-)

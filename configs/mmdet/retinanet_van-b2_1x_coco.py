@@ -1,6 +1,7 @@
 # RetinaNet on van_b2, 1x schedule, COCO, 8 GPUs of 2 images.
 # Expected, as published: box AP 44.9.
 # Source: https://arxiv.org/abs/2202.09741
+# Learning rate, weight decay, stochastic depth and crops are ours: the authors published no code of their detectors.
 # python tools/mm_train.py configs/mmdet/retinanet_van-b2_1x_coco.py
 _base_ = "mmdet::swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py"
 custom_imports = dict(imports=["visionattn.openmmlab"], allow_failed_imports=False)

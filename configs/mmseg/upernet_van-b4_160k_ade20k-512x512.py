@@ -1,5 +1,5 @@
 # UPerNet on van_b4, 160k iterations, ADE20K, crops of 512, 8 GPUs of 2 images.
-# Expected, as published: mIoU 52.2 at several scales, 90M parameters.
+# Expected, as published: mIoU 52.2 at several scales, 90M parameters, 1098 GFLOPs at 2048x512.
 # Source: https://github.com/Visual-Attention-Network/VAN-Segmentation
 # python tools/mm_train.py configs/mmseg/upernet_van-b4_160k_ade20k-512x512.py
 # The weights are not at a public address: put the file of the authors at checkpoints/van_b4.pth.

@@ -1,6 +1,6 @@
 # UPerNet on van_b6, 160k iterations, ADE20K, crops of 512, 8 GPUs of 2 images.
-# Expected, as published: mIoU 54.7 at several scales (pretrained on ImageNet-22k), 231M parameters.
-# Source: https://arxiv.org/abs/2202.09741
+# Expected, as published: mIoU 54.7 at several scales (ImageNet-22k), 231M parameters, 1658 GFLOPs at 2048x512.
+# Source: https://github.com/Visual-Attention-Network/VAN-Segmentation
 # python tools/mm_train.py configs/mmseg/upernet_van-b6_160k_ade20k-512x512.py
 # The weights are not at a public address: put the file of the authors at checkpoints/van_b6.pth.
 _base_ = "mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py"

@@ -37,13 +37,19 @@ def test_every_registry_of_openmmlab_finds_the_backbone():
 
 
 @pytest.mark.parametrize("prefix", ["", "backbone."], ids=["alone", "in a segmenter"])
-def test_outputs_are_those_of_the_authors_segmenter(prefix, tmp_path):
-    golden = Golden.load(GOLDEN / "van_b0.dense.256x320.npz")
-    torch.save({"state_dict": {prefix + name: x for name, x in golden.state_dict().items()}}, tmp_path / "van.pth")
-    backbone = build("van_b0", norm_eps=1e-5, pretrained=str(tmp_path / "van.pth")).eval()
+@pytest.mark.parametrize(
+    ("file", "kwargs"),
+    [("van_b0.dense.256x320", {"norm_eps": 1e-5}), ("mala_tiny.dense.192x256", {"out_norm": 1e-6})],
+    ids=["van_b0", "mala_tiny"],
+)
+def test_outputs_are_those_of_the_authors_dense_backbones(file, kwargs, prefix, tmp_path):
+    golden = Golden.load(GOLDEN / f"{file}.npz")
+    torch.save({"state_dict": {prefix + name: x for name, x in golden.state_dict().items()}}, tmp_path / "dense.pth")
+    backbone = build(file.split(".")[0], pretrained=str(tmp_path / "dense.pth"), **kwargs).eval()
     with torch.no_grad():
         maps = backbone(torch.from_numpy(image(*golden.input_shape)))
     for i, x in enumerate(maps):
+        assert list(x.shape) == golden.meta["shapes"][f"feature_{i}"]
         assert difference(x.numpy(), golden.outputs[f"feature_{i}"]) <= 1e-5
 
 

@@ -25,6 +25,84 @@ def test_soft_suppression_lowers_what_overlaps(method, lowered):
     assert scores.get(0) == (lowered and pytest.approx(lowered))
 
 
+def test_matching_groups_what_the_best_suppress():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30], [20, 20, 30, 31], [0, 0, 4, 4]])
+    dets = torch.cat([boxes, torch.tensor([[0.5], [0.9], [0.3], [0.4], [0.1]])], 1)
+    assert [group.tolist() for group in ops.nms_match(dets, 0.5)] == [[1, 0], [3, 2], [4]]
+    # The third pair overlaps by 10/11; the threshold itself suppresses.
+    assert [group.tolist() for group in ops.nms_match(dets, 100 / 110)] == [[1], [0], [3, 2], [4]]
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("mode", [0, 1], ids=["over the union", "over the first"])
+def test_overlaps_are_shared_pixels_over_pixels(mode, offset):
+    corners = torch.randint(8, (9, 2, 2), generator=torch.Generator().manual_seed(0))
+    boxes = torch.cat([corners.amin(1), corners.amax(1) + 1], 1)
+    painted = torch.zeros(9, 12, 12, dtype=torch.bool)
+    for canvas, (x0, y0, x1, y1) in zip(painted, boxes.tolist(), strict=True):
+        canvas[y0 : y1 + offset, x0 : x1 + offset] = True
+    first, second = painted[:5], painted[5:]
+    base = first[:, None] | second[None] if mode == 0 else first[:, None].expand(5, 4, 12, 12)
+    wanted = (first[:, None] & second[None]).sum((2, 3)) / base.sum((2, 3))
+    got = torch.empty(5, 4)
+    mmcv_ext.bbox_overlaps(boxes[:5].float(), boxes[5:].float(), got, mode, False, offset)
+    torch.testing.assert_close(got, wanted)
+    pairs = torch.empty(4)
+    mmcv_ext.bbox_overlaps(boxes[:4].float(), boxes[5:].float(), pairs, mode, True, offset)
+    torch.testing.assert_close(pairs, wanted.diagonal())
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_roi_pool_takes_the_maxima_of_its_cells(memory_format):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 9, 12).contiguous(memory_format=memory_format).requires_grad_()
+    # 6 by 8 pixels and 4 by 4, both ends counted, in cells of the same size.
+    rois = torch.tensor([[0.0, 1, 2, 8, 7], [1, 4, 0, 7, 3]])
+    got = ops.roi_pool(x, rois, (2, 4))
+    wanted = torch.cat([F.max_pool2d(x[:1, :, 2:8, 1:9], (3, 2)), F.max_pool2d(x[1:, :, 0:4, 4:8], (2, 1))])
+    torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+    probe = torch.randn_like(got)
+    grads = [torch.autograd.grad((y * probe).sum(), x)[0] for y in (got, wanted)]
+    torch.testing.assert_close(*grads, rtol=0, atol=0)
+
+
+def bilinear(image: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """A map (H, W, D) at one place in pixels whose centres are whole numbers; nothing lies outside it."""
+    sample = 0
+    for row in (y.floor(), y.floor() + 1):
+        for column in (x.floor(), x.floor() + 1):
+            if 0 <= row < image.shape[0] and 0 <= column < image.shape[1]:
+                sample = sample + (1 - (y - row).abs()) * (1 - (x - column).abs()) * image[int(row), int(column)]
+    return sample
+
+
+def test_deformable_attention_weighs_samples_of_several_maps():
+    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
+
+    torch.manual_seed(0)
+    heads, points, sizes = 2, 3, [(4, 5), (2, 3)]
+    value = torch.randn(1, 26, heads, 4, dtype=torch.float64, requires_grad=True)
+    # Some places lie outside of the maps.
+    places = (torch.rand(1, 5, heads, 2, points, 2, dtype=torch.float64) * 1.4 - 0.2).requires_grad_()
+    weights = torch.rand(1, 5, heads, 2, points, dtype=torch.float64, requires_grad=True)
+    shapes, starts = torch.tensor(sizes), torch.tensor([0, 20])
+    got = MultiScaleDeformableAttnFunction.apply(value, shapes, starts, places, weights, 64)
+    wanted = torch.zeros(5, heads, 4, dtype=torch.float64)
+    for head in range(heads):
+        for level, ((height, width), start) in enumerate(zip(sizes, (0, 20), strict=True)):
+            image = value[0, start : start + height * width, head].view(height, width, 4)
+            for query in range(5):
+                for point in range(points):
+                    x, y = places[0, query, head, level, point] * torch.tensor([width, height]) - 0.5
+                    sample = weights[0, query, head, level, point] * bilinear(image, x, y)
+                    wanted = wanted.index_put((torch.tensor(query), torch.tensor(head)), sample, accumulate=True)
+    wanted = wanted.view(1, 5, heads * 4)
+    torch.testing.assert_close(got, wanted)
+    probe, leaves = torch.randn_like(got), (value, places, weights)
+    for pair in zip(*(torch.autograd.grad((y * probe).sum(), leaves) for y in (got, wanted)), strict=True):
+        torch.testing.assert_close(*pair)
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_roi_align_averages_bilinear_samples(memory_format):
     torch.manual_seed(0)
@@ -83,9 +161,15 @@ def test_focal_loss_is_its_formula():
     torch.testing.assert_close(grad, torch.autograd.grad(wanted.sum(), logits)[0], rtol=1e-4, atol=1e-6)
 
 
-def test_what_is_missing_says_its_name():
-    with pytest.raises(NotImplementedError, match="carafe_forward"):
-        mmcv_ext._Extension().carafe_forward()
+@pytest.mark.parametrize("name", ["carafe_forward", "psamask_forward", "masked_im2col_forward", "box_iou_rotated"])
+def test_what_is_missing_says_its_name(name):
+    with pytest.raises(NotImplementedError, match=name):
+        getattr(mmcv_ext._Extension(), name)()
+
+
+def test_the_maximum_of_roi_align_is_missing_by_its_name():
+    with pytest.raises(NotImplementedError, match=r"roi_align.*max"):
+        ops.roi_align(torch.randn(1, 1, 4, 4), torch.tensor([[0.0, 0, 0, 3, 3]]), (2, 2), 1.0, 2, "max", True)
 
 
 def test_a_compiled_extension_is_left_in_place(tmp_path, monkeypatch):
