@@ -6,11 +6,13 @@
     python tools/benchmark.py model --authors CHECKOUTS authors_van_b0 van_b0
     python tools/benchmark.py growth neighborhood_attention linear_attention --sides 32 64 128 256 --plot growth.png
     python tools/benchmark.py growth mala_tiny l2vit_tiny --sides 256 512 1024 --plot memory.png
+    python tools/benchmark.py features nat_mini van_b0 --sizes 512x512 800x1333
 
 Calls take turns in one process and medians are printed. Quote the ratios: the times are those of the machine that the
 first line names. An operator is timed only after its results and gradients were found to be the baseline's, a model
 only after a step gave finite logits and gradients. Growth is that of a forward with backward of a batch of one, and its
-plot needs the extra `viz`. Which checkouts `--authors` takes, authors.py beside this file says.
+plot needs the extra `viz`. Features are those of a detector's backbone, one image and no gradients; without names, of
+the smallest model of every family. Which checkouts `--authors` takes, authors.py beside this file says.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
@@ -28,7 +31,7 @@ import torch
 from authors import register
 
 import visionattn  # noqa: F401  (registers the models)
-from visionattn.benchmark import growing_model, time_models
+from visionattn.benchmark import PYRAMIDS, cost_features, growing_model, time_models
 from visionattn_kernels.benchmark import ROUTES, SIZED, Growth, compare_all, grow, growing_operator, slope
 
 
@@ -49,9 +52,13 @@ def main(argv: list[str] | None = None) -> int:
     growth.add_argument("--sides", type=int, nargs="+", default=[32, 64, 128, 256])
     growth.add_argument("--threads", type=int, default=1)
     growth.add_argument("--plot", type=Path, help="file for the picture")
+    features = kinds.add_parser("features", help="backbones on images as detectors see them; clock as of model")
+    features.add_argument("names", nargs="*", default=PYRAMIDS)
+    features.add_argument("--sizes", nargs="+", type=_size, default=[(512, 512), (800, 1333), (1333, 1333)])
+    features.add_argument("--threads", type=int, default=2)
     for kind in (model, growth):
         kind.add_argument("--authors", type=Path, help="folder of the authors' repositories, for names `authors_...`")
-    for kind in (op, model, growth):
+    for kind in (op, model, growth, features):
         kind.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
@@ -59,11 +66,24 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if getattr(args, "authors", None):
             register(args.authors, args.names)
-        {"op": _print_operator, "model": _print_models, "growth": _print_growth}[args.kind](args)
+        {"op": _print_operator, "model": _print_models, "growth": _print_growth, "features": _print_features}[
+            args.kind
+        ](args)
     except (AssertionError, RuntimeError, ValueError) as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    """An image's height and width, as in 800x1333."""
+    height, width = text.split("x")
+    return int(height), int(width)
+
+
+def _clock(threads: int) -> Callable[[], float]:
+    """Of one thread the process's own time counts, which other work on the machine hardly changes."""
+    return time.process_time if threads == 1 else time.perf_counter
 
 
 def _print_operator(args: argparse.Namespace) -> None:
@@ -79,13 +99,22 @@ def _print_operator(args: argparse.Namespace) -> None:
 def _print_models(args: argparse.Namespace) -> None:
     print(f"batch {args.batch}, {args.size} px; ratios to {args.names[0]}, below 1 is faster or smaller")
     print(f"{'model':<36} {'forward':>18} {'training step':>18} {'training memory':>18}")
-    # Of one thread the process's own time counts, which other work on the machine hardly changes.
-    clock = time.process_time if args.threads == 1 else time.perf_counter
-    for row in time_models(args.names, args.batch, args.size, args.rounds, clock):
+    for row in time_models(args.names, args.batch, args.size, args.rounds, _clock(args.threads)):
         forward = f"{row.forward * 1e3:.0f} ms, {row.forward_ratio:.2f}"
         step = f"{row.step * 1e3:.0f} ms, {row.step_ratio:.2f}"
         memory = f"{row.memory / 2**20:.0f} MiB, {row.memory_ratio:.2f}"
         print(f"{row.name:<36} {forward:>18} {step:>18} {memory:>18}")
+
+
+def _print_features(args: argparse.Namespace) -> None:
+    sizes = "".join(f"{f'{height}x{width}':>20}" for height, width in args.sizes)
+    print(f"{'one image, no gradients':<26}{sizes} {'time, memory grow like pixels^':>32}")
+    for name in args.names:
+        cost = cost_features(name, args.sizes, args.rounds, _clock(args.threads))
+        row = [f"{cost.seconds[size]:.2f} s, {(cost.own + cost.memory[size]) / 2**20:.0f} MiB" for size in args.sizes]
+        grown = "{:.2f}, {:.2f}".format(*cost.slopes) if len(args.sizes) > 1 else ""
+        print(f"{name:<26}{''.join(f'{cell:>20}' for cell in row)} {grown:>32}", flush=True)
+    print("Memory: the weights and what is held beside them at most.")
 
 
 def _print_growth(args: argparse.Namespace) -> None:

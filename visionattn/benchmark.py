@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from visionattn_kernels.benchmark import interleaved, peak_memory
+from visionattn_kernels.benchmark import interleaved, peak_memory, slope
 
 
 @dataclass(frozen=True)
@@ -110,3 +111,69 @@ def growing_model(name: str) -> Callable[[int], Callable[[], None]]:
         return run
 
     return make
+
+
+# The smallest model of each family, and of each trunk that a family is built on, that gives maps at several strides.
+PYRAMIDS = (
+    "nat_mini",
+    "dinat_mini",
+    "dinat_s_tiny",
+    "biformer_tiny",
+    "halonet_h0_va",
+    "mala_tiny",
+    "l2vit_tiny",
+    "van_b0",
+    "davit_tiny_va",
+    "ela_b_resnet18",
+    "ulsam_mobilenetv2",
+    "agent_pvt_tiny",
+    "agent_swin_tiny",
+    "inline_pvt_tiny",
+    "inline_swin_tiny",
+)
+
+
+@dataclass(frozen=True)
+class FeatureCost:
+    """What the maps of all stages of one image cost, without gradients.
+
+    Attributes:
+        name: timm's name of the model.
+        seconds: By size (height, width), the median time.
+        memory: By size, the bytes held at most beyond the model's own.
+        own: The bytes of parameters and buffers.
+    """
+
+    name: str
+    seconds: dict[tuple[int, int], float]
+    memory: dict[tuple[int, int], int]
+    own: int
+
+    @property
+    def slopes(self) -> tuple[float, float]:
+        """Exponents with which time and memory grow with the pixels; 1 is linear."""
+        return slope(_by_side(self.seconds)), slope(_by_side(self.memory))
+
+
+def cost_features(
+    name: str,
+    sizes: Sequence[tuple[int, int]],
+    rounds: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> FeatureCost:
+    """Measure a model with random weights as a detector's backbone, on images (1, 3, height, width) of each size."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=0).eval()
+    own = sum(x.numel() * x.element_size() for x in (*model.parameters(), *model.buffers()))
+    calls = {size: _features(model, torch.randn(1, 3, *size)) for size in sizes}
+    memory = {size: peak_memory(call) for size, call in calls.items()}
+    return FeatureCost(name, interleaved(calls, rounds, clock), memory, own)
+
+
+def _features(model: nn.Module, images: torch.Tensor) -> Callable[[], object]:
+    return torch.no_grad()(lambda: model.forward_intermediates(images, intermediates_only=True))
+
+
+def _by_side(costs: dict[tuple[int, int], float]) -> dict[float, float]:
+    """The same by the side of a square of as many pixels."""
+    return {math.sqrt(height * width): cost for (height, width), cost in costs.items()}

@@ -265,22 +265,29 @@ def _translate(backbone: VisionAttn, state_dict: dict, prefix: str, *_: Any) -> 
     state_dict.update({f"{prefix}body.{name}": x for name, x in whole.items() if name in kept})
 
 
+# What needs a GPU, and what does the same without one.
+_WITHOUT_GPU = {"SyncBN": "BN", "AmpOptimWrapper": "OptimWrapper"}
+
+
 def fit_to_machine(config: Config) -> Config:
-    """Without a GPU batch norms cannot be synchronised: the plain ones take their place in `config`, in place."""
+    """Without a GPU put plain batch norms for synchronised ones and full precision for mixed in `config`, in place."""
     if not torch.cuda.is_available():
-        _replace_sync_norms(config)
+        _fit_to_cpu(list(config.values()))
     return config
 
 
-def _replace_sync_norms(node: Any) -> None:
+def _fit_to_cpu(node: Any) -> None:
     if isinstance(node, dict):
-        if node.get("type") == "SyncBN":
-            node["type"] = "BN"
+        if node.get("type") == "AmpOptimWrapper":
+            node.pop("loss_scale", None)
+            node.pop("dtype", None)
+        if node.get("type") in _WITHOUT_GPU:
+            node["type"] = _WITHOUT_GPU[node["type"]]
         for child in node.values():
-            _replace_sync_norms(child)
+            _fit_to_cpu(child)
     elif isinstance(node, list | tuple):
         for child in node:
-            _replace_sync_norms(child)
+            _fit_to_cpu(child)
 
 
 def _seed(*place: int) -> None:

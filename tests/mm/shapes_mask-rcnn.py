@@ -1,4 +1,4 @@
-# A Mask R-CNN small enough to learn the drawn shapes on a CPU. DATA is replaced by the folder of `shapes.write`.
+# A Mask R-CNN small enough to learn the drawn shapes on a CPU. DATA is replaced by the folder of shapes.py.
 _base_ = ["mmdet::_base_/models/mask-rcnn_r50_fpn.py", "mmdet::_base_/default_runtime.py"]
 custom_imports = dict(imports=["visionattn.openmmlab"], allow_failed_imports=False)
 

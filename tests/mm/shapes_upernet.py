@@ -1,4 +1,4 @@
-# A UPerNet small enough to learn the drawn shapes on a CPU. DATA is replaced by the folder of `shapes.write`.
+# A UPerNet small enough to learn the drawn shapes on a CPU. DATA is replaced by the folder of shapes.py.
 _base_ = ["mmseg::_base_/models/upernet_swin.py", "mmseg::_base_/default_runtime.py"]
 custom_imports = dict(imports=["visionattn.openmmlab"], allow_failed_imports=False)
 

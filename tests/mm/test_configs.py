@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-import visionattn.openmmlab  # noqa: F401  (registers the backbone)
+from visionattn import openmmlab
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted([*ROOT.glob("configs/mmdet/*.py"), *ROOT.glob("configs/mmseg/*.py")])
@@ -62,3 +62,13 @@ def test_families_with_published_results_have_the_heads_of_their_papers():
     for kinds in (("mask-rcnn",), ("upernet", "fpn")):
         names = [name for head, name in heads if head in kinds]
         assert not [family for family in pyramids if not any(name.startswith(family) for name in names)], kinds
+
+
+def test_without_a_gpu_a_config_asks_for_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = Config.fromfile(ROOT / "configs/mmdet/cascade-mask-rcnn_nat-mini_3x_coco.py")
+    before = str(config)
+    after = str(openmmlab.fit_to_machine(config))
+    for needs_gpu in ("'SyncBN'", "'AmpOptimWrapper'"):
+        assert needs_gpu in before
+        assert needs_gpu not in after

@@ -15,21 +15,12 @@ from mmengine.registry import HOOKS
 
 from visionattn.openmmlab import read_checkpoint
 
-HERE = Path(__file__).parent
-
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("shapes")
-    shapes.write(root, "train", 200, seed=0)
-    shapes.write(root, "val", 24, seed=1)
+    shapes.write_all(root)
     return root
-
-
-def config(name: str, pictures: Path, folder: Path) -> str:
-    path = folder / f"{name}.py"
-    path.write_text((HERE / f"shapes_{name}.py").read_text().replace("DATA", str(pictures)))
-    return str(path)
 
 
 def scalars(work: Path) -> dict[str, float]:
@@ -45,7 +36,7 @@ def scalars(work: Path) -> dict[str, float]:
 )
 def test_shapes_are_learned_from_random_weights(name, metric, least, pictures, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    path = config(name, pictures, tmp_path)
+    path = str(pictures / f"{name}.py")
     assert mm_train.main([path, "--work-dir", str(tmp_path / "run")]) == 0
     assert scalars(tmp_path / "run")[metric] >= least
     checkpoint = (tmp_path / "run" / "last_checkpoint").read_text()
@@ -71,7 +62,7 @@ class Interruption(Hook):
 
 # Both validate right after the checkpoint from which they resume.
 BY_ITERATION = """
-_base_ = "upernet.py"
+_base_ = "PICTURES/upernet.py"
 model = dict(backbone=dict(drop_path_rate=0.3))
 train_cfg = dict(max_iters=5, val_interval=2)
 default_hooks = dict(checkpoint=dict(interval=2))
@@ -79,7 +70,7 @@ custom_hooks = [dict(type="EMAHook", momentum=0.1)]
 train_dataloader = dict(batch_size=2, num_workers=WORKERS, persistent_workers=WORKERS > 0)
 """
 BY_EPOCH = """
-_base_ = "mask-rcnn.py"
+_base_ = "PICTURES/mask-rcnn.py"
 model = dict(backbone=dict(drop_path_rate=0.3))
 train_cfg = dict(_delete_=True, type="EpochBasedTrainLoop", max_epochs=2, val_interval=1)
 default_hooks = dict(checkpoint=dict(interval=1, by_epoch=True))
@@ -94,16 +85,15 @@ train_dataloader = dict(
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "workers"),
-    [("upernet", BY_ITERATION, 0), ("upernet", BY_ITERATION, 2), ("mask-rcnn", BY_EPOCH, 1)],
+    ("changes", "workers"),
+    [(BY_ITERATION, 0), (BY_ITERATION, 2), (BY_EPOCH, 1)],
     ids=["iterations", "iterations, two workers", "epochs, a worker"],
 )
-def test_an_interrupted_run_resumes_bit_by_bit(name, changes, workers, pictures, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_bit_by_bit(changes, workers, pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config(name, pictures, tmp_path)
     path, whole, resumed = tmp_path / "short.py", tmp_path / "whole", tmp_path / "resumed"
     common = "val_dataloader = dict(dataset=dict(indices=1))\nrandomness = dict(seed=None)\n"
-    path.write_text(changes.replace("WORKERS", str(workers)) + common)
+    path.write_text(changes.replace("PICTURES", str(pictures)).replace("WORKERS", str(workers)) + common)
     arguments = [str(path), "--work-dir", str(resumed)]
     with pytest.raises(KeyboardInterrupt):
         mm_train.main([*arguments, "--cfg-options", "default_hooks.interruption.type=Interruption"])

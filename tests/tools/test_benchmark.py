@@ -1,13 +1,14 @@
 """The benchmark measures what it says, and refuses to time what is wrong."""
 
 import re
+import time
 
 import pytest
 import timm
 import torch
 from benchmark import main
 
-from visionattn.benchmark import time_models
+from visionattn.benchmark import cost_features, time_models
 from visionattn_kernels import benchmark
 from visionattn_kernels.baselines import BASELINES, SHAPES
 from visionattn_kernels.testing import CASES, check, neighborhood
@@ -76,6 +77,23 @@ def test_growth_is_printed_and_drawn(tmp_path, capsys):
     for name in names:
         assert re.search(rf"{name}: time grows like pixels\^[-\d.]+, memory like pixels\^[\d.]+\n +32 px", printed)
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_features_of_large_images_are_measured(capsys):
+    arguments = ["--sizes", "64x64", "128x192", "--rounds", "1", "--threads", str(torch.get_num_threads())]
+    assert main(["features", "test_nat", *arguments]) == 0
+    header, row, _ = capsys.readouterr().out.splitlines()[-3:]
+    assert header.split("gradients")[1].split()[:2] == ["64x64", "128x192"]
+    assert re.fullmatch(r"test_nat +[\d.]+ s, \d+ MiB +[\d.]+ s, \d+ MiB +-?[\d.]+, [\d.]+", row)
+
+
+# A detector's images. What grows with the square of the pixels has a slope of 2.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["van_b0", "nat_mini", "ulsam_mobilenetv2", "ela_b_resnet18"])
+def test_features_of_a_detectors_images_cost_in_proportion_to_their_pixels(name):
+    cost = cost_features(name, [(512, 512), (800, 1333)], rounds=1, clock=time.process_time)
+    assert max(cost.slopes) <= 1.2, cost
+    assert cost.own + cost.memory[800, 1333] < 6 * 2**30
 
 
 def test_slope_is_the_exponent_of_the_pixels():
