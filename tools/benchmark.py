@@ -6,13 +6,16 @@
     python tools/benchmark.py model --authors CHECKOUTS authors_van_b0 van_b0
     python tools/benchmark.py growth neighborhood_attention linear_attention --sides 32 64 128 256 --plot growth.png
     python tools/benchmark.py growth mala_tiny l2vit_tiny --sides 256 512 1024 --plot memory.png
+    python tools/benchmark.py training configs/train/quickstart.yaml data.val_fraction=0.84
     python tools/benchmark.py features nat_mini van_b0 --sizes 512x512 800x1333
 
 Calls take turns in one process and medians are printed. Quote the ratios: the times are those of the machine that the
 first line names. An operator is timed only after its results and gradients were found to be the baseline's, a model
 only after a step gave finite logits and gradients. Growth is that of a forward with backward of a batch of one, and its
 plot needs the extra `viz`. Features are those of a detector's backbone, one image and no gradients; without names, of
-the smallest model of every family. Which checkouts `--authors` takes, authors.py beside this file says.
+the smallest model of every family. A training (extra `train`) is timed on whole epochs beside a bare loop over the same
+batches in memory, and its loader beside timm's with the transforms of validation; hold back most pictures to shorten
+it. Which checkouts `--authors` takes, authors.py beside this file says.
 """
 
 import argparse
@@ -56,9 +59,13 @@ def main(argv: list[str] | None = None) -> int:
     features.add_argument("names", nargs="*", default=PYRAMIDS)
     features.add_argument("--sizes", nargs="+", type=_size, default=[(512, 512), (800, 1333), (1333, 1333)])
     features.add_argument("--threads", type=int, default=2)
+    training = kinds.add_parser("training", help="a configuration beside a bare loop, its loader beside timm's")
+    training.add_argument("config", type=Path)
+    training.add_argument("overrides", nargs="*", metavar="key=value")
+    training.add_argument("--threads", type=int, default=1)
     for kind in (model, growth):
         kind.add_argument("--authors", type=Path, help="folder of the authors' repositories, for names `authors_...`")
-    for kind in (op, model, growth, features):
+    for kind in (op, model, growth, features, training):
         kind.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
@@ -66,9 +73,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if getattr(args, "authors", None):
             register(args.authors, args.names)
-        {"op": _print_operator, "model": _print_models, "growth": _print_growth, "features": _print_features}[
-            args.kind
-        ](args)
+        printers = {"op": _print_operator, "model": _print_models, "growth": _print_growth}
+        printers |= {"features": _print_features, "training": _print_training}
+        printers[args.kind](args)
     except (AssertionError, RuntimeError, ValueError) as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 1
@@ -128,6 +135,19 @@ def _print_growth(args: argparse.Namespace) -> None:
             print(f"  {side:>5} px {seconds[side] * 1e3:>10.1f} ms {memory[side] / 2**20:>10.1f} MiB")
     if args.plot:
         _plot(growths, args.plot)
+
+
+def _print_training(args: argparse.Namespace) -> None:
+    from visionattn.training.config import load_config
+    from visionattn.training.speed import time_training
+
+    found = time_training(load_config(args.config, [*args.overrides, f"threads={args.threads}"]), args.rounds)
+    print(
+        f"epoch of {found.images} pictures: {found.epoch:.2f} s, bare loop {found.bare:.2f} s: "
+        f"{100 * found.overhead:.1f} % overhead\n"
+        f"loader, {found.loaded} pictures: {found.loaded / found.loader:.0f} a second, "
+        f"timm's {found.loaded / found.timm_loader:.0f} a second: {100 * found.loader_ratio:.0f} %"
+    )
 
 
 def _plot(growths: list[Growth], path: Path) -> None:
