@@ -1,6 +1,6 @@
 """Cases for the kernels alone: what the cases of all operators leave out, because on the CPU it makes no difference."""
 
-from visionattn_kernels.testing import CASES, Case, neighborhood, routed
+from visionattn_kernels.testing import CASES, Case, aggregate, neighborhood, routed
 from visionattn_kernels.triton.evidence import OPERATORS
 
 TARGETED: dict[str, list[Case]] = {
@@ -11,6 +11,11 @@ TARGETED: dict[str, list[Case]] = {
         neighborhood(1, 1, 18, 10, 32, kernel_size=(6, 5), stride=(6, 4), dilation=(3, 1), bias=True),
         neighborhood(1, 1, 5, 17, 16, kernel_size=(1, 17), bias=True, scale=-0.5),
         neighborhood(1, 1, 19, 1, 16, kernel_size=(2, 1), dilation=(9, 1), bias=True),
+    ],
+    "neighborhood_aggregate": [
+        aggregate(1, 1, 12, 9, 128, kernel_size=5),
+        aggregate(2, 2, 9, 9, 40, kernel_size=(4, 7), dilation=(2, 1)),
+        aggregate(1, 1, 17, 1, 64, kernel_size=(17, 1)),
     ],
     "routed_attention": [
         routed(1, 1, 3, 21, 128, topk=2),

@@ -40,23 +40,34 @@ def guarded(x: Tensor) -> Tensor:
     return inner.requires_grad_(x.requires_grad)
 
 
-# The longest third axis that the interpreter, which takes 50 ms and more a program, is asked to run: enough to meet
-# every edge that a program has. Of regions so few, routes name one more than once.
-LONGEST = {"routed_attention": 3}
+# The longest third axis and the most positions that the interpreter, which takes 50 ms and more a program, is asked to
+# run: enough to meet every edge that a program has. Of regions so few, routes name one more than once.
+LONGEST = {"neighborhood_aggregate": 17, "routed_attention": 3}
+POSITIONS = {"neighborhood_aggregate": 350}
+
+# Arguments whose first axis is that of the heads.
+BY_HEAD = frozenset({"bias", "scale"})
 
 
 def small(case: Case) -> Case:
-    """`case`, no longer than `LONGEST` says, and of one image where there are still more than 1,000 positions."""
+    """`case`, no longer than `LONGEST` says; with too many positions still, of one image, and then of one head."""
     first = next(iter(case.shapes.values()))
-    length = first[2]
+    images, heads, length, *rest = first[:-1]
     longest = min(length, LONGEST.get(case.op, length))
-    images = 1 if math.prod(first[:-1]) // length * longest > 1000 else first[0]
+    area, most = longest * math.prod(rest), POSITIONS.get(case.op, 1000)
+    images = 1 if images * heads * area > most else images
+    heads = 1 if heads * area > most else heads
 
-    def cut(shape: tuple[int, ...], images: int) -> tuple[int, ...]:
-        middle = (longest if n == length else n for n in shape[1:-1])
-        return (images, *middle, *shape[1:][-1:])
+    def cut(shape: tuple[int, ...], *lead: int) -> tuple[int, ...]:
+        middle = (longest if n == length else n for n in shape[len(lead) : -1])
+        return (*lead, *middle, *shape[len(lead) :][-1:])
 
-    shapes = {name: cut(shape, shape[0] if name in SHARED else images) for name, shape in case.shapes.items()}
+    def lead(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if name in BY_HEAD:
+            return (heads,)
+        return shape[:1] if name in SHARED else (images, heads)
+
+    shapes = {name: cut(shape, *lead(name, shape)) for name, shape in case.shapes.items()}
     indices = {
         name: (cut(shape, images), longest if choices == length else choices)
         for name, (shape, choices) in case.indices.items()

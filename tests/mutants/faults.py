@@ -127,26 +127,30 @@ _FAULTS = {
         ("competition not averaged", "moment *= (tokens / part)", "moment *= (1 / part)", FLOW),
         ("gate without its slope", "along * gate * (1 - gate) / taken", "along * gate / taken", FLOW),
     ],
-    f"{TRITON}/neighborhood_attention_kernels.py": [
+    f"{TRITON}/windows.py": [
         (
             "kernel's window one key long",
             "(key[0] < start_y + KERNEL[0])",
             "(key[0] <= start_y + KERNEL[0])",
             ATTENTION_KERNELS,
         ),
+        (
+            "last block dropped",
+            "columns = tl.cdiv(end[1] - start[1], BLOCK[1])",
+            "columns = (end[1] - start[1]) // BLOCK[1]",
+            ATTENTION_KERNELS,
+        ),
+    ],
+    f"{TRITON}/softmax.py": [
         ("sums not rescaled", "total = total * shrink + tl.sum", "total = total + tl.sum", ATTENTION_KERNELS),
         ("lse without its sum", "(highest + tl.log2(total)) * LN2", "highest * LN2", ATTENTION_KERNELS),
+    ],
+    f"{TRITON}/neighborhood_attention_kernels.py": [
         ("delta missing", "(weights * (grad_weights - delta[:, None]))", "(weights * grad_weights)", ATTENTION_KERNELS),
         (
             "scale missing from the kernel's d(key)",
             "grad_key_ptr, grad_key * scale",
             "grad_key_ptr, grad_key",
-            ATTENTION_KERNELS,
-        ),
-        (
-            "last block dropped",
-            "columns = tl.cdiv(end[1] - start[1], BLOCK[1])",
-            "columns = (end[1] - start[1]) // BLOCK[1]",
             ATTENTION_KERNELS,
         ),
         ("lse stored beyond the map", "lse, mask=inside)\n\n\n", "lse)\n\n\n", ATTENTION_KERNELS),

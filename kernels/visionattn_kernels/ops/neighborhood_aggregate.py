@@ -19,7 +19,7 @@ from torch import Tensor
 
 from visionattn_kernels.cpu import neighborhood_aggregate as cpu
 from visionattn_kernels.layout import empty_map
-from visionattn_kernels.op import Operator, define, no_autocast, register
+from visionattn_kernels.op import Operator, define, launcher, no_autocast, register
 from visionattn_kernels.ops.checks import check_kind, check_rank, check_shape
 from visionattn_kernels.ops.windows import check_windows, join_blocks, pair, take_blocks, window_blocks, window_offsets
 
@@ -118,12 +118,14 @@ _forward = define(
     f"(Tensor weights, Tensor value, {_SETTINGS}) -> Tensor",
     cpu=cpu.forward,
     fake=_forward_fake,
+    cuda=launcher("neighborhood_aggregate", "forward"),
 )
 _backward = define(
     "neighborhood_aggregate_backward",
     f"(Tensor grad, Tensor weights, Tensor value, {_SETTINGS}) -> (Tensor, Tensor)",
     cpu=cpu.backward,
     fake=_backward_fake,
+    cuda=launcher("neighborhood_aggregate", "backward"),
 )
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
 register(Operator("neighborhood_aggregate", neighborhood_aggregate, reference, decomposition))

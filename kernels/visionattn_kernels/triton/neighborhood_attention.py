@@ -26,11 +26,11 @@ from visionattn_kernels.triton.tiles import Tiles, block_shape, entry_of, tiles_
 FORWARD = {
     (2, 16): Tiles((8, 8), 64, 4, 2),
     (2, 32): Tiles((8, 8), 64, 4, 2),
-    (2, 64): Tiles((8, 8), 64, 4, 2),
+    (2, 64): Tiles((8, 8), 64, 8, 2),  # 4 warps: sm_80
     (2, 128): Tiles((8, 8), 32, 4, 2),  # block 64: sm_80; with one stage none, but then loads do not overlap
     (4, 16): Tiles((8, 8), 32, 4, 2),
     (4, 32): Tiles((8, 8), 32, 4, 2),
-    (4, 64): Tiles((8, 8), 16, 4, 2),  # block 32: sm_80, with 8 warps sm_100
+    (4, 64): Tiles((8, 8), 16, 8, 2),  # 4 warps: sm_90
     (4, 128): Tiles((4, 4), 16, 4, 1),  # tile 4x8: sm_100, with 8 warps sm_90
 }
 BACKWARD_QUERY = {

@@ -3,9 +3,7 @@
 A program owns a tile of queries (forward, gradient of the query) or of keys (gradients of key and value) of one residue
 map of one head, and loops over blocks of whatever its windows reach: for queries the union of their windows, for keys
 all queries whose window holds one of them, both contiguous. The gradient of the bias is summed a tile of queries at a
-time and then over the tiles.
-
-Every result has one writer and one order of summation, so it is the same in every run.
+time and then over the tiles. Every result has one writer and one order of summation, so it is the same in every run.
 
 Shapes: TILE and BLOCK stand for the products of their two numbers, rows times columns.
 """
@@ -14,73 +12,22 @@ import triton
 import triton.language as tl
 
 from visionattn_kernels.triton.relative_bias import bias_selectors, load_bias, spread_bias, store_bias, sum_pairs
-from visionattn_kernels.triton.softmax import LN2, LOG2E
+from visionattn_kernels.triton.softmax import LOG2E, softmax_end, softmax_start, softmax_step
 from visionattn_kernels.triton.windows import (
+    across,
     before,
-    first_query,
+    block_corner,
+    block_count,
+    down,
     load_members,
     locate,
     member_pointers,
+    reach_of_keys,
+    reach_of_queries,
     store_members,
     tile_places,
-    window_start,
+    window_holds,
 )
-
-
-@triton.jit
-def _sees(query, key, members, KERNEL: tl.constexpr, STRIDE: tl.constexpr):
-    """Whether queries see keys; both are pairs (rows, columns) of members that broadcast against each other."""
-    start_y = window_start(query[0], members[0], KERNEL[0], STRIDE[0])
-    start_x = window_start(query[1], members[1], KERNEL[1], STRIDE[1])
-    seen_y = (key[0] >= start_y) & (key[0] < start_y + KERNEL[0])
-    return seen_y & (key[1] >= start_x) & (key[1] < start_x + KERNEL[1])
-
-
-@triton.jit
-def _down(places):
-    """Places of a tile as rows of a score matrix, [TILE, 1] each."""
-    return places[0][:, None], places[1][:, None]
-
-
-@triton.jit
-def _across(places):
-    """Places of a block as columns of a score matrix, [1, BLOCK] each."""
-    return places[0][None, :], places[1][None, :]
-
-
-@triton.jit
-def _reach_of_queries(first, members, TILE: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr):
-    """First and end, both (rows, columns), of the union of the windows of the tile of queries at `first`."""
-    last_y = tl.minimum(first[0] + TILE[0], members[0]) - 1
-    last_x = tl.minimum(first[1] + TILE[1], members[1]) - 1
-    start_y = window_start(first[0], members[0], KERNEL[0], STRIDE[0])
-    start_x = window_start(first[1], members[1], KERNEL[1], STRIDE[1])
-    end_y = window_start(last_y, members[0], KERNEL[0], STRIDE[0]) + KERNEL[0]
-    end_x = window_start(last_x, members[1], KERNEL[1], STRIDE[1]) + KERNEL[1]
-    return (start_y, start_x), (end_y, end_x)
-
-
-@triton.jit
-def _reach_of_keys(first, members, TILE: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr):
-    """First and end, both (rows, columns), of the queries whose window holds a key of the tile at `first`."""
-    start_y = first_query(first[0] - KERNEL[0] + 1, members[0], KERNEL[0], STRIDE[0])
-    start_x = first_query(first[1] - KERNEL[1] + 1, members[1], KERNEL[1], STRIDE[1])
-    end_y = first_query(first[0] + TILE[0], members[0], KERNEL[0], STRIDE[0])
-    end_x = first_query(first[1] + TILE[1], members[1], KERNEL[1], STRIDE[1])
-    return (start_y, start_x), (end_y, end_x)
-
-
-@triton.jit
-def _block_count(start, end, BLOCK: tl.constexpr):
-    """Blocks that cover the members from `start` to `end`, and how many of them make a row of blocks."""
-    columns = tl.cdiv(end[1] - start[1], BLOCK[1])
-    return tl.cdiv(end[0] - start[0], BLOCK[0]) * columns, columns
-
-
-@triton.jit
-def _block_corner(block, columns, start, BLOCK: tl.constexpr):
-    """First member (row, column) of a block."""
-    return start[0] + block // columns * BLOCK[0], start[1] + block % columns * BLOCK[1]
 
 
 @triton.jit
@@ -100,7 +47,7 @@ def _scores(
 ):
     """[TILE, BLOCK] scores of the queries at `first` and the keys at `corner`; -inf where the key is not seen.
 
-    In base 2, because exp2 is what the hardware has. `bias` is [SPAN rows, SPAN columns] or None.
+    In base 2, as `softmax.py` wants them. `bias` is [SPAN rows, SPAN columns] or None.
     """
     scores = tl.zeros([TILE[0] * TILE[1], BLOCK[0] * BLOCK[1]], tl.float32)
     if bias is not None:
@@ -109,7 +56,7 @@ def _scores(
     scores = tl.dot(query, tl.trans(key), scores, input_precision="ieee") * (scale * LOG2E)
     own = tile_places(first[0], first[1], TILE)
     near = tile_places(corner[0], corner[1], BLOCK)
-    return tl.where(_sees(_down(own), _across(near), members, KERNEL, STRIDE), scores, float("-inf"))
+    return tl.where(window_holds(down(own), across(near), members, KERNEL, STRIDE), scores, float("-inf"))
 
 
 @triton.jit
@@ -144,31 +91,20 @@ def neighborhood_attention_fwd_kernel(
     # [TILE, BLOCK_D]
     query = load_members(query_ptr, own, plane, inside, query_strides, DIM, BLOCK_D)
     bias = load_bias(bias_ptr, plane[1], KERNEL, SPAN) if bias_ptr is not None else None
-    # [TILE]
-    highest = tl.full([TILE[0] * TILE[1]], float("-inf"), tl.float32)
-    total = tl.zeros([TILE[0] * TILE[1]], tl.float32)
-    # [TILE, BLOCK_D]
-    out = tl.zeros([TILE[0] * TILE[1], BLOCK_D], tl.float32)
-    start, end = _reach_of_queries(first, members, TILE, KERNEL, STRIDE)
-    blocks, columns = _block_count(start, end, BLOCK)
+    highest, total, out = softmax_start(TILE[0] * TILE[1], BLOCK_D)
+    start, end = reach_of_queries(first, members, TILE, KERNEL, STRIDE)
+    blocks, columns = block_count(start, end, BLOCK)
     for block in range(blocks):
-        corner = _block_corner(block, columns, start, BLOCK)
+        corner = block_corner(block, columns, start, BLOCK)
         near = tile_places(corner[0], corner[1], BLOCK)
         # [BLOCK, BLOCK_D]
         key = load_members(key_ptr, near, plane, before(near, end), key_strides, DIM, BLOCK_D)
         value = load_members(value_ptr, near, plane, before(near, end), value_strides, DIM, BLOCK_D)
         # [TILE, BLOCK]
         scores = _scores(query, key, bias, first, corner, members, scale, KERNEL, STRIDE, TILE, BLOCK, SPAN)
-        higher = tl.maximum(highest, tl.max(scores, 1))
-        # A query that has seen no key yet has nothing to shrink, and -inf minus -inf would be NaN.
-        finite = tl.where(higher == float("-inf"), 0.0, higher)
-        weights = tl.exp2(scores - finite[:, None])
-        shrink = tl.exp2(highest - finite)
-        total = total * shrink + tl.sum(weights, 1)
-        out = tl.dot(weights.to(value.dtype), value, out * shrink[:, None], input_precision="ieee")
-        highest = higher
-    store_members(out_ptr, out * (1.0 / total)[:, None], own, plane, inside, out_strides, DIM, BLOCK_D)
-    lse = (highest + tl.log2(total)) * LN2
+        highest, total, out = softmax_step(scores, value, highest, total, out)
+    out, lse = softmax_end(highest, total, out)
+    store_members(out_ptr, out, own, plane, inside, out_strides, DIM, BLOCK_D)
     tl.store(member_pointers(lse_ptr, own, plane, lse_strides), lse, mask=inside)
 
 
@@ -220,10 +156,10 @@ def neighborhood_attention_bwd_query_kernel(
     bias_sums = tl.zeros(SPAN, tl.float32)
     # [TILE, BLOCK_D]
     grad_query = tl.zeros([TILE[0] * TILE[1], BLOCK_D], tl.float32)
-    start, end = _reach_of_queries(first, members, TILE, KERNEL, STRIDE)
-    blocks, columns = _block_count(start, end, BLOCK)
+    start, end = reach_of_queries(first, members, TILE, KERNEL, STRIDE)
+    blocks, columns = block_count(start, end, BLOCK)
     for block in range(blocks):
-        corner = _block_corner(block, columns, start, BLOCK)
+        corner = block_corner(block, columns, start, BLOCK)
         near = tile_places(corner[0], corner[1], BLOCK)
         # [BLOCK, BLOCK_D]
         key = load_members(key_ptr, near, plane, before(near, end), key_strides, DIM, BLOCK_D)
@@ -283,10 +219,10 @@ def neighborhood_attention_bwd_key_value_kernel(
     # [TILE, BLOCK_D]
     grad_key = tl.zeros([TILE[0] * TILE[1], BLOCK_D], tl.float32)
     grad_value = tl.zeros([TILE[0] * TILE[1], BLOCK_D], tl.float32)
-    start, end = _reach_of_keys(first, members, TILE, KERNEL, STRIDE)
-    blocks, columns = _block_count(start, end, BLOCK)
+    start, end = reach_of_keys(first, members, TILE, KERNEL, STRIDE)
+    blocks, columns = block_count(start, end, BLOCK)
     for block in range(blocks):
-        corner = _block_corner(block, columns, start, BLOCK)
+        corner = block_corner(block, columns, start, BLOCK)
         near = tile_places(corner[0], corner[1], BLOCK)
         near_inside = before(near, end)
         # [BLOCK, BLOCK_D]
@@ -301,7 +237,7 @@ def neighborhood_attention_bwd_key_value_kernel(
             selectors = bias_selectors(corner, first, KERNEL, BLOCK, TILE, SPAN)
             scores = tl.trans(spread_bias(bias, selectors, BLOCK, TILE)) * (1.0 / scale)
         scores = tl.dot(key, tl.trans(query), scores, input_precision="ieee") * (scale * LOG2E)
-        scores = tl.where(_sees(_across(near), _down(own), members, KERNEL, STRIDE), scores, float("-inf"))
+        scores = tl.where(window_holds(across(near), down(own), members, KERNEL, STRIDE), scores, float("-inf"))
         weights = tl.exp2(scores - lse[None, :])
         grad_value = tl.dot(weights.to(grad.dtype), grad, grad_value, input_precision="ieee")
         grad_weights = tl.dot(value, tl.trans(grad), input_precision="ieee")

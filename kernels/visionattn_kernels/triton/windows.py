@@ -96,3 +96,59 @@ def store_members(ptr, values, places, plane, inside, strides, DIM: tl.constexpr
 def whole_plane(image, head):
     """The plane of a map that is not dilated; for `member_pointers`."""
     return image, head, 0, 0, 1, 1
+
+
+@triton.jit
+def window_holds(query, key, members, KERNEL: tl.constexpr, STRIDE: tl.constexpr):
+    """Whether queries see keys; both are pairs (rows, columns) of members that broadcast against each other."""
+    start_y = window_start(query[0], members[0], KERNEL[0], STRIDE[0])
+    start_x = window_start(query[1], members[1], KERNEL[1], STRIDE[1])
+    seen_y = (key[0] >= start_y) & (key[0] < start_y + KERNEL[0])
+    return seen_y & (key[1] >= start_x) & (key[1] < start_x + KERNEL[1])
+
+
+@triton.jit
+def down(places):
+    """Places of a tile as rows of a score matrix, [TILE, 1] each."""
+    return places[0][:, None], places[1][:, None]
+
+
+@triton.jit
+def across(places):
+    """Places of a block as columns of a score matrix, [1, BLOCK] each."""
+    return places[0][None, :], places[1][None, :]
+
+
+@triton.jit
+def reach_of_queries(first, members, TILE: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr):
+    """First and end, both (rows, columns), of the union of the windows of the tile of queries at `first`."""
+    last_y = tl.minimum(first[0] + TILE[0], members[0]) - 1
+    last_x = tl.minimum(first[1] + TILE[1], members[1]) - 1
+    start_y = window_start(first[0], members[0], KERNEL[0], STRIDE[0])
+    start_x = window_start(first[1], members[1], KERNEL[1], STRIDE[1])
+    end_y = window_start(last_y, members[0], KERNEL[0], STRIDE[0]) + KERNEL[0]
+    end_x = window_start(last_x, members[1], KERNEL[1], STRIDE[1]) + KERNEL[1]
+    return (start_y, start_x), (end_y, end_x)
+
+
+@triton.jit
+def reach_of_keys(first, members, TILE: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr):
+    """First and end, both (rows, columns), of the queries whose window holds a key of the tile at `first`."""
+    start_y = first_query(first[0] - KERNEL[0] + 1, members[0], KERNEL[0], STRIDE[0])
+    start_x = first_query(first[1] - KERNEL[1] + 1, members[1], KERNEL[1], STRIDE[1])
+    end_y = first_query(first[0] + TILE[0], members[0], KERNEL[0], STRIDE[0])
+    end_x = first_query(first[1] + TILE[1], members[1], KERNEL[1], STRIDE[1])
+    return (start_y, start_x), (end_y, end_x)
+
+
+@triton.jit
+def block_count(start, end, BLOCK: tl.constexpr):
+    """Blocks that cover the members from `start` to `end`, and how many of them make a row of blocks."""
+    columns = tl.cdiv(end[1] - start[1], BLOCK[1])
+    return tl.cdiv(end[0] - start[0], BLOCK[0]) * columns, columns
+
+
+@triton.jit
+def block_corner(block, columns, start, BLOCK: tl.constexpr):
+    """First member (row, column) of a block."""
+    return start[0] + block // columns * BLOCK[0], start[1] + block % columns * BLOCK[1]
