@@ -51,6 +51,7 @@ FLOW = budget("flow_attention")
 SMALL_MAPS = ("tests/backbones/test_neighborhood_families.py", "-k", "small_map")
 GATED = ("tests/backbones/test_ela.py", "-k", "gated")
 ATTENTION_KERNELS = interpreter("neighborhood_attention", "1x1x9x9x8")
+AGGREGATE_KERNELS = interpreter("neighborhood_aggregate", "1x1x12x9")
 ROUTED_KERNELS = interpreter("routed_attention", "1x3x25x1x8")
 
 # By file: name, before, after, tests.
@@ -154,6 +155,16 @@ _FAULTS = {
             ATTENTION_KERNELS,
         ),
         ("lse stored beyond the map", "lse, mask=inside)\n\n\n", "lse)\n\n\n", ATTENTION_KERNELS),
+    ],
+    f"{TRITON}/neighborhood_aggregate_kernels.py": [
+        ("weights of a row too many", "(row < KERNEL[0])", "(row <= KERNEL[0])", AGGREGATE_KERNELS),
+        ("weights numbered by columns", "row * KERNEL[1] + column", "row + column * KERNEL[0]", AGGREGATE_KERNELS),
+        (
+            "d(value) by the weights of the key",
+            "_entries(weights_ptr, across(near), down(own)",
+            "_entries(weights_ptr, down(own), across(near)",
+            AGGREGATE_KERNELS,
+        ),
     ],
     f"{TRITON}/routed_attention_kernels.py": [
         ("first route read for all", "list_ptr + number // tokens,", "list_ptr + number * 0,", ROUTED_KERNELS),
