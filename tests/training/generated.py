@@ -28,4 +28,5 @@ augment: {transforms: [{RandomResizedCrop: {scale: [0.5, 1.0]}}, {HorizontalFlip
 optimizer: {lr: 2.0e-3}
 schedule: {epochs: 2}
 device: cpu
+trackers: []
 """

@@ -181,6 +181,8 @@ class Config:
         baselines: before training, score 1-nearest-neighbour and logistic regression on the pixels. Small sets only.
         attention_entropy: after each epoch, add the entropy of each attention to attention_entropy.jsonl.
         report: write report.html at the end.
+        trackers: beside summary.csv, by their names in accelerate (`tensorboard`, `wandb`, `trackio`, `mlflow`, ...);
+            by default `tensorboard` where it is installed.
         examples: validation pictures to write to `output`/examples, their class in the name.
     """
 
@@ -201,6 +203,7 @@ class Config:
     baselines: bool = False
     attention_entropy: bool = False
     report: bool = True
+    trackers: list[str] | None = None
     examples: int = 0
 
 

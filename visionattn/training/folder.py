@@ -42,6 +42,7 @@ _FREE_KEYS = {
     "baselines",
     "attention_entropy",
     "report",
+    "trackers",
     "data.root",
     "data.workers",
     "data.check_pictures",

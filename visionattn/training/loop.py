@@ -43,6 +43,7 @@ from visionattn.training.model import build_model, load_model
 from visionattn.training.optimisation import build_ema, build_loss, build_optimizer, build_schedule
 from visionattn.training.report import Report, score
 from visionattn.training.stream import stream_loader
+from visionattn.training.tracking import begin_tracking, choose_trackers, end_tracking
 from visionattn.training.webpage import judge, webpage
 
 _ENTROPY_PICTURES = 8
@@ -65,6 +66,8 @@ class Run:
             cpu=config.device == "cpu",
             mixed_precision="no" if config.precision == "fp32" else config.precision,
             gradient_accumulation_steps=config.optimizer.accumulate,
+            log_with=choose_trackers(config.trackers) or None,
+            project_dir=config.output,
         )
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -253,6 +256,7 @@ def train(config: Config, console: Console | None = None) -> Run:
         run.folder.describe(run.config)
         if config.baselines and not run.baselines:
             run.baselines = score_baselines(run.train.with_transform(run.val.transform), run.val)
+    begin_tracking(run.accelerator, run.config)
     report.begin()
     with report.progress:
         for epoch in range(len(run.history), run.epochs):
@@ -265,6 +269,8 @@ def train(config: Config, console: Console | None = None) -> Run:
             if run.accelerator.is_main_process:
                 save_epoch(run)
             report.epoch(row)
+            run.accelerator.log(row, step=row["epoch"])
+    end_tracking(run.accelerator)
     if run.accelerator.is_main_process:
         write_examples(run)
         if config.report:
