@@ -1,6 +1,8 @@
-"""Two processes on one host, over gloo and loopback, against one process with the doubled batch."""
+"""Two processes over gloo, on one host and on two, against one process with the doubled batch."""
 
 import json
+import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -69,3 +71,56 @@ def test_the_schedule_steps_once_an_update_whatever_the_processes(ranks):
     one, two = ranks
     assert len(one["rates"]) == 3
     assert two[0]["rates"] == two[1]["rates"] == one["rates"]
+
+
+@pytest.fixture
+def hosts():
+    """Two network namespaces, joined by a cable, as (name, interface); the first one's address is 10.99.0.1."""
+    names = [f"host{number}_{os.getpid()}" for number in range(2)]
+    setup = [["netns", "add", name] for name in names]
+    setup.append(["link", "add", "cable0", "netns", names[0], "type", "veth", "peer", "cable1", "netns", names[1]])
+    for number, name in enumerate(names):
+        setup.append(["-n", name, "addr", "add", f"10.99.0.{number + 1}/24", "dev", f"cable{number}"])
+        setup += [["-n", name, "link", "set", device, "up"] for device in (f"cable{number}", "lo")]
+    try:
+        for command in setup:
+            subprocess.run(["ip", *command], check=True, capture_output=True, text=True)
+        yield [(name, f"cable{number}") for number, name in enumerate(names)]
+    except FileNotFoundError:
+        pytest.skip("no `ip` to make network namespaces; the tests above ran two processes over loopback")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"network namespaces are refused, only loopback was run: {error.stderr.strip()}")
+    finally:
+        if shutil.which("ip"):
+            for name in names:
+                subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+@pytest.mark.slow
+def test_accelerate_launches_one_training_on_two_hosts(ranks, hosts, pictures, tmp_path):
+    from training.generated import TINY
+
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    given = (f"data.root={pictures}", f"output={tmp_path / 'run'}", "data.batch_size=4", *SAME)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=2"]
+    launcher += ["--num_processes=2", "--main_process_ip=10.99.0.1", "--main_process_port=29500"]
+    launcher += ["--mixed_precision=no", "--dynamo_backend=no"]
+    given = [SCRIPT, str(tmp_path), str(tmp_path / "tiny.yaml"), *given]
+    started = [
+        subprocess.Popen(
+            ["ip", "netns", "exec", name, *launcher, f"--machine_rank={number}", *given],
+            env=os.environ | {"GLOO_SOCKET_IFNAME": interface},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number, (name, interface) in enumerate(hosts)
+    ]
+    for process in started:
+        errors = process.communicate(timeout=240)[1]
+        assert process.returncode == 0, errors[-3000:]
+    one = ranks[0]
+    found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    assert found[0]["row"]["train_loss"] == pytest.approx(one["row"]["train_loss"], rel=1e-5)
+    assert found[0]["row"]["val_loss"] == pytest.approx(one["row"]["val_loss"], rel=1e-5)
+    assert sorted(found[0]["seen"] + found[1]["seen"]) == list(range(24))
+    assert found[0]["rates"] == one["rates"]

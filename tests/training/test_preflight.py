@@ -9,10 +9,11 @@ import pytest
 import timm
 import torch
 import train as tool
+from torch import nn
 from training.generated import TINY, write_pictures
 
 from visionattn.training.guard import NotANumberError, check_loss, first_bad
-from visionattn.training.loop import Run, train, train_one_epoch
+from visionattn.training.loop import Run, evaluate, train, train_one_epoch
 from visionattn.training.preflight import preflight
 
 
@@ -92,6 +93,24 @@ def test_an_epoch_ends_at_the_same_weights_with_and_without(configure, option):
         ends.append(weights_of(run) - start)
     # As for accumulation: sums of at most 512 terms in another order, three updates that build on each other.
     assert (ends[0] - ends[1]).norm() < 10 * 512**0.5 * 2**-24 * ends[0].norm()
+
+
+@pytest.mark.slow
+def test_a_compiled_model_ends_an_epoch_at_the_same_weights_and_evaluates(configure, monkeypatch):
+    compiled, ends = [], []
+    compile_ = nn.Module.compile
+    # Traced and differentiated as by default, but not compiled to C++, which takes minutes.
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self) or compile_(self, backend="aot_eager"))
+    for value in ("false", "true"):
+        run = Run(configure(f"model.compile={value}", "optimizer.name=sgd", "optimizer.lr=0.1", "ema_decay=0.9"))
+        start = weights_of(run)
+        train_one_epoch(run, 0)
+        ends.append((weights_of(run) - start, evaluate(run, run.model)["val_loss"]))
+    assert compiled == [run.bare_model]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    # As above.
+    assert (ends[0][0] - ends[1][0]).norm() < 10 * 512**0.5 * 2**-24 * ends[0][0].norm()
+    assert ends[1][1] == pytest.approx(ends[0][1], rel=1e-4)
 
 
 # A batch that fits
