@@ -1,5 +1,6 @@
 """The window rule against a loop over positions, any shape against the reference, and what is refused."""
 
+import itertools
 import math
 import re
 
@@ -68,6 +69,18 @@ def test_any_shape_agrees_with_the_reference(data):
 
 def test_many_small_maps_are_computed_in_pieces():
     check(neighborhood(7, 4, 33, 35, 8, kernel_size=3, dilation=(11, 9), bias=True), neighborhood_attention)
+
+
+@pytest.mark.parametrize(("height", "dilation"), [(9, 1), (29, 1), (29, 2)])
+def test_the_forward_returns_the_logarithms_of_the_softmaxs_sums(height, dilation):
+    batch, heads, width = 2, 3, 11
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, batch, heads, height, width, 8, generator=generator, dtype=torch.float64)
+    _, lse = torch.ops.visionattn.neighborhood_attention(q, k, v, None, [3, 3], [1, 1], [dilation] * 2, 0.5)
+    for image, head, y, x in itertools.product(range(batch), range(heads), range(0, height, 4), range(0, width, 3)):
+        rows, columns = (window(at, length, 3, 1, dilation) for at, length in ((y, height), (x, width)))
+        scores = 0.5 * k[image, head][rows][:, columns] @ q[image, head, y, x]
+        torch.testing.assert_close(lse[image, head, y, x], scores.flatten().logsumexp(0), rtol=1e-12, atol=1e-12)
 
 
 def maps(*shape: int) -> list[torch.Tensor]:

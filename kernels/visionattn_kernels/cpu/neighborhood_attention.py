@@ -31,16 +31,18 @@ from visionattn_kernels.layout import empty_map
 def forward(query, key, value, bias, kernel_size, stride, dilation, scale):
     """Batched SDPA on query tiles with an additive mask, rows of tiles that share it in one call."""
     out = empty_map(query)
-    for q, k, v, o in zip(*(residue_maps(x, dilation) for x in (query, key, value, out)), strict=True):
+    lse = query.new_empty(query.shape[:4], dtype=torch.promote_types(query.dtype, torch.float32))
+    maps = (residue_maps(x, dilation) for x in (query, key, value, out, lse.unsqueeze(-1)))
+    for q, k, v, o, total in zip(*maps, strict=True):
         plan = tile_plan(tuple(q.shape[4:6]), tuple(kernel_size), tuple(stride), query.dtype, ROWS)
         mask = plan.mask if bias is None else plan.bias_mask(bias)
         for chunk in chunks(plan.mask[0].numel(), q.shape[:3], q.shape[3]):
-            _attend(q[chunk], k[chunk], v[chunk], o[chunk], plan, mask, scale)
-    return out, query.new_empty(0, dtype=torch.promote_types(query.dtype, torch.float32))
+            _attend(q[chunk], k[chunk], v[chunk], o[chunk], total[chunk], plan, mask, scale)
+    return out, lse
 
 
-def _attend(q, k, v, out, plan: TilePlan, mask, scale) -> None:
-    """Write attention of one chunk into `out`."""
+def _attend(q, k, v, out, lse, plan: TilePlan, mask, scale) -> None:
+    """Write attention of one chunk into `out` and the logarithms of the softmax's sums into `lse`."""
     columns, heads, step = plan.columns, q.shape[3], plan.rows.queries
     queries = gather(q, columns.query_start, columns.queries, q.dtype)
     keys, values = (gather(x, columns.key_start, columns.keys, x.dtype) for x in (k, v))
@@ -48,14 +50,18 @@ def _attend(q, k, v, out, plan: TilePlan, mask, scale) -> None:
         row_mask = mask[group.pattern].expand(-1, heads, -1, -1).flatten(0, 1).unsqueeze(0)
         if group.tiles > 1:  # the batch of SDPA is then all that has a mask of its own
             row_mask = row_mask.expand(q.shape[:3].numel(), -1, -1, -1).flatten(0, 1).unsqueeze(1)
-        tiles = (
-            _batches(x, rows, group.tiles, step)
-            for x, rows in ((queries, group.queries), (keys, group.keys), (values, group.keys))
+        result, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            *(
+                _batches(x, rows, group.tiles, step)
+                for x, rows in ((queries, group.queries), (keys, group.keys), (values, group.keys))
+            ),
+            attn_mask=row_mask,
+            scale=scale,
         )
-        result, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*tiles, attn_mask=row_mask, scale=scale)
-        split = (group.tiles, step)
-        result = result.view(*queries.shape[:5], *split, *queries.shape[6:])
-        put_tiles(out[..., group.queries, :, :].unflatten(-3, split), result, columns.fresh)
+        shape = (*queries.shape[:5], group.tiles, step, columns.queries, -1)
+        for x, tiles in ((out, result), (lse, total.unsqueeze(-1))):
+            rows = x[..., group.queries, :, :].unflatten(-3, (group.tiles, step))
+            put_tiles(rows, tiles.view(shape), columns.fresh)
 
 
 def _batches(strips: Tensor, rows: slice, tiles: int, step: int) -> Tensor:

@@ -7,8 +7,7 @@ rule), so that every query sees the same number of keys. The bias depends on key
 dilation. Papers: NAT (arXiv:2204.07143), DiNAT (arXiv:2209.15001), stride: GNA (arXiv:2504.16922).
 
 Shapes: B batch, H and W the map, D channels a head, K window.
-    query, key, value, out: (B, heads, H, W, D)      bias: (heads, 2K-1, 2K-1)
-    lse, logarithms of the softmax's sums: (B, heads, H, W), and (0,) on the CPU, whose backward does without
+    query, key, value, out: (B, heads, H, W, D)      bias: (heads, 2K-1, 2K-1)      lse: (B, heads, H, W)
 """
 
 from __future__ import annotations
@@ -140,8 +139,7 @@ def _check(
 
 def _forward_fake(query, key, value, bias, kernel_size, stride, dilation, scale):
     """Shapes, strides and dtypes of the forward's results."""
-    sums = 0 if query.device.type == "cpu" else query.shape[:4]
-    lse = query.new_empty(sums, dtype=torch.promote_types(query.dtype, torch.float32))
+    lse = query.new_empty(query.shape[:4], dtype=torch.promote_types(query.dtype, torch.float32))
     return empty_map(query), lse
 
 
