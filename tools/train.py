@@ -21,8 +21,9 @@ import sys
 from collections.abc import Sequence
 
 from visionattn.training.config import load_config
-from visionattn.training.loop import Run, train
+from visionattn.training.loop import train
 from visionattn.training.preflight import preflight
+from visionattn.training.run import Run
 
 
 def main(argv: Sequence[str] | None = None) -> int:

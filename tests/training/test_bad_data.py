@@ -15,7 +15,8 @@ from PIL import Image
 from training.generated import TINY
 
 from visionattn.training.data import UnreadablePictureError, read_picture
-from visionattn.training.loop import Run, train
+from visionattn.training.loop import train
+from visionattn.training.run import Run
 
 
 @pytest.fixture

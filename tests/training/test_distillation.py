@@ -2,8 +2,9 @@ import pytest
 import timm
 import torch
 
-from visionattn.training.loop import Run, train_one_epoch
+from visionattn.training.loop import train_one_epoch
 from visionattn.training.model import save_model
+from visionattn.training.run import Run
 
 OWN = {"input_size": (3, 32, 32), "mean": (0.3, 0.4, 0.5), "std": (0.2, 0.3, 0.4)}
 

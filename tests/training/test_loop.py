@@ -15,7 +15,8 @@ from training.generated import TINY
 from visionattn.training.baselines import score_baselines
 from visionattn.training.config import load_config
 from visionattn.training.folder import RunFolder
-from visionattn.training.loop import Run, evaluate, train, train_one_epoch
+from visionattn.training.loop import evaluate, train, train_one_epoch
+from visionattn.training.run import Run
 
 # Everything that draws random numbers or carries state from one update to the next.
 EVERYTHING = (

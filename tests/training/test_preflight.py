@@ -13,8 +13,9 @@ from torch import nn
 from training.generated import TINY, write_pictures
 
 from visionattn.training.guard import NotANumberError, check_loss, first_bad
-from visionattn.training.loop import Run, evaluate, train, train_one_epoch
+from visionattn.training.loop import evaluate, train, train_one_epoch
 from visionattn.training.preflight import preflight
+from visionattn.training.run import Run
 
 
 def tiny_model():

@@ -15,7 +15,8 @@ from PIL import Image
 from visionattn.training.config import DataConfig
 from visionattn.training.data import AugmentedPictures, Pictures, UnreadablePictureError, check_pictures, open_source
 from visionattn.training.folder import RunFolder
-from visionattn.training.loop import Run, train
+from visionattn.training.loop import train
+from visionattn.training.run import Run
 from visionattn.training.stream import ShardPlan, ShardStream, shuffled, stream_loader
 
 LENGTHS = {"train": (5, 9, 7, 8, 6, 9, 4), "validation": (7, 5)}

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from visionattn.training.config import load_config
-from visionattn.training.loop import Run, evaluate, train_one_epoch
+from visionattn.training.loop import evaluate, train_one_epoch
+from visionattn.training.run import Run
 
 out, config, *overrides = sys.argv[1:]
 torch.set_num_threads(1)

@@ -13,7 +13,7 @@ from visionattn.training.config import Config
 from visionattn.training.optimisation import build_optimizer
 
 if TYPE_CHECKING:
-    from visionattn.training.loop import Run
+    from visionattn.training.run import Run
 
 
 def fitting(size: int, smallest: int, attempt: Callable[[int], None]) -> int:

@@ -1,158 +1,34 @@
-"""The training: set up, loop over epochs, evaluate, keep the best. Run by `tools/train.py`.
+"""The training: loop over epochs, evaluate, keep the best. Run by `tools/train.py`.
 
 Each epoch starts from seeds that are a function of (seed, epoch), and a checkpoint holds what else decides the rest, so
 that a resumed run ends with the weights of an uninterrupted one, bit for bit on the CPU.
 """
 
 import json
-import math
 import time
 from collections.abc import Callable
 from itertools import zip_longest
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
-from timm.data import create_transform, resolve_input_data_config
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from visionattn.training.augment import Augmentation, BatchAugment
 from visionattn.training.baselines import score_baselines
-from visionattn.training.batch_size import fit_batch_size
 from visionattn.training.config import Config
-from visionattn.training.data import (
-    MODES,
-    AugmentedPictures,
-    Draw,
-    Pictures,
-    Source,
-    check_pictures,
-    open_source,
-    train_loader,
-    val_loader,
-)
-from visionattn.training.distillation import build_distillation
 from visionattn.training.entropy import attention_entropy
-from visionattn.training.folder import RunFolder, replacing
+from visionattn.training.folder import replacing
 from visionattn.training.guard import check_loss
-from visionattn.training.model import build_model, load_model
-from visionattn.training.optimisation import build_ema, build_loss, build_optimizer, build_schedule
+from visionattn.training.model import load_model
 from visionattn.training.report import Report, score
-from visionattn.training.stream import stream_loader
-from visionattn.training.tracking import begin_tracking, choose_trackers, end_tracking
+from visionattn.training.run import Run
+from visionattn.training.tracking import begin_tracking, end_tracking
 from visionattn.training.webpage import judge, webpage
 
 _ENTROPY_PICTURES = 8
-
-
-class Run:
-    """Everything of one training that lives from its first to its last epoch.
-
-    Setting it up reads and checks but writes nothing.
-
-    Raises:
-        ValueError: a configuration, data set, checkpoint or output folder that cannot be used.
-    """
-
-    def __init__(self, config: Config) -> None:
-        self.folder = RunFolder(config.output)
-        self.config = config = self.folder.with_fitted_batch(config)
-        self.resumes = self.folder.begin(config)
-        self.accelerator = Accelerator(
-            cpu=config.device == "cpu",
-            mixed_precision="no" if config.precision == "fp32" else config.precision,
-            gradient_accumulation_steps=config.optimizer.accumulate,
-            log_with=choose_trackers(config.trackers) or None,
-            project_dir=config.output,
-        )
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        set_seed(config.seed)
-        source = open_source(config.data, config.seed)
-        self.class_names = source.class_names
-        model = build_model(config.model, len(self.class_names), config.data.input_size)
-        self.data_config = resolve_input_data_config(model, vars(config.data))
-        self.train, self.val = _make_pictures(source, config, self.data_config)
-        if config.data.check_pictures:
-            check_pictures(self.train)
-            check_pictures(self.val)
-
-        if config.model.grad_checkpointing:
-            model.set_grad_checkpointing()
-        self.memory_format = torch.channels_last if config.model.channels_last else torch.contiguous_format
-        model.to(self.accelerator.device, memory_format=self.memory_format)
-        self.ema = build_ema(model, config)
-        self.augment = BatchAugment(config.augment, len(self.class_names), self.accelerator.device)
-        self.loss = build_loss(config)
-        self.distill = build_distillation(
-            config.distill, len(self.class_names), self.data_config, self.accelerator.device
-        )
-        if config.data.find_batch_size and not self.resumes:
-            self.config = config = fit_batch_size(self, model)
-            self.accelerator.gradient_accumulation_steps = config.optimizer.accumulate
-        self.model, self.optimizer, self.val_loader = self.accelerator.prepare(
-            model, build_optimizer(model, config.optimizer), val_loader(self.val, config.data)
-        )
-        if config.data.reader == "wds":
-            self.train_loader = stream_loader(self.train, config.data, config.seed, self.accelerator)
-        else:
-            self.train_loader = self.accelerator.prepare(train_loader(self.train, config.data, config.seed))
-        if config.model.compile:
-            # In place: the names of the weights stay, and what accelerate wrapped stays the same object.
-            self.bare_model.compile()
-        self.updates_per_epoch = math.ceil(len(self.train_loader) / config.optimizer.accumulate)
-        self.schedule, self.epochs = build_schedule(self.optimizer, config.schedule, self.updates_per_epoch)
-        self.updates = 0
-        self.history: list[dict[str, float]] = []
-        self.baselines: dict[str, float] = {}
-        if self.resumes:
-            self._restore(self.folder.load_last())
-
-    @property
-    def bare_model(self) -> nn.Module:
-        """The model without what accelerate wraps around it."""
-        return self.accelerator.unwrap_model(self.model)
-
-    def state(self) -> dict[str, Any]:
-        """What last.pt holds; loads with `weights_only=True`."""
-        scaler = self.accelerator.scaler
-        return {
-            "model": self.bare_model.state_dict(),
-            "ema": self.ema.module.state_dict() if self.ema else None,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": scaler.state_dict() if scaler else None,
-            "updates": self.updates,
-            "history": self.history,
-            "baselines": self.baselines,
-        }
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        try:
-            self.bare_model.load_state_dict(state["model"])
-            if self.ema:
-                self.ema.module.load_state_dict(state["ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.accelerator.scaler:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
-            self.updates, self.history, self.baselines = state["updates"], state["history"], state["baselines"]
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise ValueError(f"{self.folder.last} is not a checkpoint of {self.config.model.name}: {error}") from error
-        self.schedule.step_update(self.updates)
-
-
-def _make_pictures(source: Source, config: Config, data_config: dict[str, Any]) -> tuple[AugmentedPictures, Pictures]:
-    """The training pictures, whose augmentation is tried on one of them, and the validation pictures."""
-    channels = data_config["input_size"][0]
-    if channels not in MODES:
-        raise ValueError(f"data.input_size has {channels} channels, wanted one of {sorted(MODES)}")
-    augmentation = Augmentation(config.augment.transforms, data_config)
-    train = AugmentedPictures(source.train, source.train_indices, MODES[channels], augmentation)
-    train[Draw(0, 0)]
-    return train, Pictures(source.val, source.val_indices, MODES[channels], create_transform(**data_config))
 
 
 class Meter:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from visionattn.training.guard import check_loss
-from visionattn.training.loop import Run
+from visionattn.training.run import Run
 
 _SURE_FACTOR = 2.0
 

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from visionattn.training.loop import Meter, Run
+    from visionattn.training.loop import Meter
+    from visionattn.training.run import Run
 
 _SECONDS_BETWEEN_UPDATES = 0.2
 

@@ -11,8 +11,9 @@ from torch import nn
 
 from visionattn.training.config import Config
 from visionattn.training.data import Pictures, val_loader
-from visionattn.training.loop import Run, train_one_epoch
+from visionattn.training.loop import train_one_epoch
 from visionattn.training.optimisation import build_optimizer
+from visionattn.training.run import Run
 from visionattn_kernels.benchmark import interleaved
 
 
