@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; resume=true goes on after the last complete epoch", file=sys.stderr)
+        print("interrupted; resume=true goes on from the last checkpoint", file=sys.stderr)
         return 130
     return 0
 

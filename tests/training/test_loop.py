@@ -129,20 +129,36 @@ def test_a_folder_of_1000_classes_completes_an_epoch_and_evaluates(configure, tm
 # Resuming
 
 
-def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(configure, tmp_path, monkeypatch):
-    whole = train(configure(*EVERYTHING, f"output={tmp_path / 'whole'}"))
-    save_last = RunFolder.save_last
+def stop_after(monkeypatch, checkpoints: int) -> None:
+    """Lets a training write so many checkpoints and then interrupts it."""
+    save_last, written = RunFolder.save_last, []
 
     def save_and_stop(folder, state):
         save_last(folder, state)
-        if len(state["history"]) == 2:
+        written.append(state)
+        if len(written) == checkpoints:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(RunFolder, "save_last", save_and_stop)
-    with pytest.raises(KeyboardInterrupt):
-        train(configure(*EVERYTHING))
-    monkeypatch.undo()
-    resumed = train(configure(*EVERYTHING, "resume=true"))
+
+
+# An epoch is three batches, of which two make an update: with a checkpoint after each, every second lies within it.
+@pytest.mark.parametrize(
+    ("extra", "checkpoints", "within"),
+    [((), 2, False), (("checkpoint_every=1",), 1, True), (("checkpoint_every=1",), 5, True)],
+    ids=["after an epoch", "within the first", "within the third"],
+)
+def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(
+    configure, tmp_path, monkeypatch, extra, checkpoints, within
+):
+    given = (*EVERYTHING, *extra)
+    whole = train(configure(*given, f"output={tmp_path / 'whole'}"))
+    with monkeypatch.context() as patch:
+        stop_after(patch, checkpoints)
+        with pytest.raises(KeyboardInterrupt):
+            train(configure(*given))
+    assert bool(RunFolder(configure().output).load_last()["within"]) == within
+    resumed = train(configure(*given, "resume=true"))
 
     expected, found = flat(whole.folder.load_last()), flat(resumed.folder.load_last())
     assert expected.keys() == found.keys()
@@ -154,6 +170,8 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(configure, tmp
         whole.folder.best / "model.safetensors"
     ).read_bytes()
     assert len(json.loads((resumed.folder.path / "environment.json").read_text())) == 2
+    log = (resumed.folder.path / "train.log").read_text()
+    assert (" and 2 batches" in log) == within
 
 
 def test_resuming_a_finished_run_trains_no_further(configure):

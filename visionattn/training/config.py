@@ -170,7 +170,8 @@ class Config:
 
     Attributes:
         output: folder of the run.
-        resume: `true` goes on from the last epoch of the run in `output`, `auto` does so if there is one.
+        resume: `true` goes on from the last checkpoint of the run in `output`, `auto` does so if there is one.
+        checkpoint_every: updates after which last.pt is replaced within an epoch too; by default only at its end.
         seed: of weights, order, augmentation and dropout.
         device: `auto` (the accelerator where there is one) or `cpu`.
         threads: of the model on the CPU, by default torch's choice. More than the cores that `data.workers` leave free
@@ -194,6 +195,7 @@ class Config:
     distill: DistillConfig = field(default_factory=DistillConfig)
     output: str = MISSING
     resume: bool | str = False
+    checkpoint_every: int | None = None
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
@@ -294,6 +296,7 @@ def _check_ranges(config: Config) -> None:
         "label_smoothing": (lambda share: 0 <= share < 1, "at least 0, below 1"),
         "ema_decay": (lambda decay: 0 < decay < 1, "between 0 and 1"),
         "resume": (lambda value: value in (True, False, "auto"), "true, false or auto"),
+        "checkpoint_every": (lambda count: count >= 1, "at least 1"),
         "threads": (lambda count: count >= 1, "at least 1"),
         "device": (lambda name: name in ("auto", "cpu"), "auto or cpu"),
         "precision": (lambda name: name in ("fp32", "bf16", "fp16"), "fp32, bf16 or fp16"),

@@ -148,7 +148,7 @@ class RunFolder:
             torch.save(state, temporary)
 
     def load_last(self) -> dict[str, Any]:
-        """The state of the last complete epoch.
+        """The state that was saved last.
 
         Raises:
             ValueError: the file is truncated or no checkpoint.

@@ -1,17 +1,19 @@
 """The training: loop over epochs, evaluate, keep the best. Run by `tools/train.py`.
 
-Each epoch starts from seeds that are a function of (seed, epoch), and a checkpoint holds what else decides the rest, so
-that a resumed run ends with the weights of an uninterrupted one, bit for bit on the CPU.
+Each epoch starts from seeds that are a function of (seed, epoch), what follows a checkpoint within it from those of
+(seed, epoch, batches done), and a checkpoint holds what else decides the rest: a resumed run ends with the weights of
+an uninterrupted one, bit for bit on the CPU.
 """
 
 import json
 import time
 from collections.abc import Callable
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import set_seed
 from rich.console import Console
 from torch import Tensor, nn
@@ -32,12 +34,27 @@ _ENTROPY_PICTURES = 8
 
 
 class Meter:
-    """Mean loss, top-1 and speed of an epoch so far; its sums stay on the device, so that no step waits for them."""
+    """Mean loss, top-1 and speed of an epoch so far; its sums stay on the device, so that no step waits for them.
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    Args:
+        accelerator: of the run.
+        before: `state` of the same epoch before it was interrupted.
+    """
+
+    def __init__(self, accelerator: Accelerator, before: dict[str, Any] | None = None) -> None:
         self.accelerator = accelerator
-        self.sums = torch.zeros(3, device=accelerator.device)  # loss, right, count
-        self.started = time.perf_counter()
+        sums = before["sums"][accelerator.process_index] if before else torch.zeros(3)  # loss, right, count
+        self.sums = sums.to(accelerator.device)
+        self.started = time.perf_counter() - (before["seconds"] if before else 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """Since the epoch began, without what lay between an interruption and its end."""
+        return time.perf_counter() - self.started
+
+    def state(self) -> dict[str, Any]:
+        """What goes on from here needs: the sums (processes, 3) and the seconds."""
+        return {"sums": self.accelerator.gather(self.sums[None]).cpu(), "seconds": self.seconds}
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Counts a batch: its mean loss (), logits (B, classes), labels (B,)."""
@@ -49,12 +66,11 @@ class Meter:
         """Mean loss, top-1 in percent and images a second, of this process or of all of them."""
         sums = self.accelerator.reduce(self.sums, "sum") if everywhere else self.sums
         loss, right, count = sums.tolist()
-        seconds = time.perf_counter() - self.started
-        return {"loss": loss / count, "top1": 100 * right / count, "images_per_second": count / seconds}
+        return {"loss": loss / count, "top1": 100 * right / count, "images_per_second": count / self.seconds}
 
 
 def train_one_epoch(run: Run, epoch: int, on_update: Callable[[Meter], None] = lambda meter: None) -> dict[str, float]:
-    """One pass over the training pictures; `on_update` is called after each update of the weights.
+    """One pass over the training pictures, or what an interruption left of it; `on_update` follows each update.
 
     Returns:
         Training loss, top-1 in percent (with mixing: of the unmixed labels), learning rate and images a second.
@@ -62,32 +78,23 @@ def train_one_epoch(run: Run, epoch: int, on_update: Callable[[Meter], None] = l
     Raises:
         ValueError: the loss is no longer a number, or a picture cannot be read.
     """
-    accelerator, clip = run.accelerator, run.config.optimizer.clip_grad
-    set_seed(int(np.random.SeedSequence((run.config.seed, epoch)).generate_state(1)[0]), device_specific=True)
+    done = run.within["batches"] if run.within else 0
     run.train_loader.set_epoch(epoch)
+    batches = skip_first_batches(run.train_loader, done) if done else run.train_loader
+    meter = Meter(run.accelerator, run.within)
     run.model.train()
-    meter = Meter(accelerator)
-    for number, (images, labels) in enumerate(run.train_loader):
-        images, targets = run.augment(images.contiguous(memory_format=run.memory_format), labels)
-        with accelerator.accumulate(run.model):
-            logits = run.model(images)
-            loss = run.loss(logits, targets)
-            if run.distill:
-                with accelerator.autocast():
-                    loss = run.distill(loss, logits, images)
-            check_loss(loss, run.bare_model, images, f"batch {number + 1} of epoch {epoch + 1}")
-            accelerator.backward(loss)
-            if clip is not None and accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(run.model.parameters(), clip)
-            run.optimizer.step()
-            run.optimizer.zero_grad()
+    _seed(run, epoch, done)
+    for number, (images, labels) in enumerate(batches, done + 1):
+        loss, logits = _learn(run, images, labels, f"batch {number} of epoch {epoch + 1}")
         meter.add(loss, logits, labels)
-        if accelerator.sync_gradients:
-            run.updates += 1
-            run.schedule.step_update(run.updates)
-            if run.ema:
-                run.ema.update(run.bare_model, step=run.updates)
+        if run.accelerator.sync_gradients:
             on_update(meter)
+            every = run.config.checkpoint_every
+            if every and run.updates % every == 0 and number < len(run.train_loader):
+                run.within = {"batches": number, **meter.state()}
+                run.save()
+                _seed(run, epoch, number)
+    run.within = None
 
     seen = meter.read(everywhere=True)
     return {
@@ -96,6 +103,40 @@ def train_one_epoch(run: Run, epoch: int, on_update: Callable[[Meter], None] = l
         "train_top1": seen["top1"],
         "images_per_second": seen["images_per_second"],
     }
+
+
+def _seed(run: Run, epoch: int, done: int) -> None:
+    """Seeds each process for the batches of `epoch` that follow the `done` first ones."""
+    key = (run.config.seed, epoch, done) if done else (run.config.seed, epoch)
+    set_seed(int(np.random.SeedSequence(key).generate_state(1)[0]), device_specific=True)
+
+
+def _learn(run: Run, images: Tensor, labels: Tensor, batch: str) -> tuple[Tensor, Tensor]:
+    """Takes a batch forward and backward and, after the last one that accumulates, the update.
+
+    Returns:
+        The mean loss () and the logits (B, classes).
+    """
+    accelerator, clip = run.accelerator, run.config.optimizer.clip_grad
+    images, targets = run.augment(images.contiguous(memory_format=run.memory_format), labels)
+    with accelerator.accumulate(run.model):
+        logits = run.model(images)
+        loss = run.loss(logits, targets)
+        if run.distill:
+            with accelerator.autocast():
+                loss = run.distill(loss, logits, images)
+        check_loss(loss, run.bare_model, images, batch)
+        accelerator.backward(loss)
+        if clip is not None and accelerator.sync_gradients:
+            accelerator.clip_grad_norm_(run.model.parameters(), clip)
+        run.optimizer.step()
+        run.optimizer.zero_grad()
+    if accelerator.sync_gradients:
+        run.updates += 1
+        run.schedule.step_update(run.updates)
+        if run.ema:
+            run.ema.update(run.bare_model, step=run.updates)
+    return loss, logits
 
 
 @torch.no_grad()
@@ -114,7 +155,7 @@ def evaluate(run: Run, model: nn.Module, prefix: str = "val") -> dict[str, float
 
 
 def train(config: Config, console: Console | None = None) -> Run:
-    """Trains as `config` says, from its beginning or from the last epoch of an interrupted run.
+    """Trains as `config` says, from its beginning or from the last checkpoint of an interrupted run.
 
     Args:
         config: from `visionattn.training.config.load_config`.
@@ -136,14 +177,13 @@ def train(config: Config, console: Console | None = None) -> Run:
     report.begin()
     with report.progress:
         for epoch in range(len(run.history), run.epochs):
-            started = time.perf_counter()
+            started = time.perf_counter() - (run.within["seconds"] if run.within else 0.0)
             row = {"epoch": epoch + 1, **train_one_epoch(run, epoch, report.update), **evaluate(run, run.model)}
             if run.ema:
                 row |= evaluate(run, run.ema.module, "ema")
             row["seconds"] = time.perf_counter() - started
             run.history.append(row)
-            if run.accelerator.is_main_process:
-                save_epoch(run)
+            save_epoch(run)
             report.epoch(row)
             run.accelerator.log(row, step=row["epoch"])
     end_tracking(run.accelerator)
@@ -157,16 +197,17 @@ def train(config: Config, console: Console | None = None) -> Run:
 
 def save_epoch(run: Run) -> None:
     """Writes the files of the newest epoch; last.pt comes last, so that a killed run repeats what it did not finish."""
-    newest = run.history[-1]
-    if all(score(row) < score(newest) for row in run.history[:-1]):
-        best = run.ema.module if run.ema else run.bare_model
-        run.folder.save_best(best, run.class_names, run.data_config)
-    run.folder.save_history(run.history, run.baselines)
-    if run.config.attention_entropy:
-        images = torch.stack([run.val[position][0] for position in range(min(_ENTROPY_PICTURES, len(run.val)))])
-        entropy = attention_entropy(run.bare_model, images.to(run.accelerator.device))
-        run.folder.append("attention_entropy.jsonl", json.dumps({"epoch": newest["epoch"], **entropy}))
-    run.folder.save_last(run.state())
+    if run.accelerator.is_main_process:
+        newest = run.history[-1]
+        if all(score(row) < score(newest) for row in run.history[:-1]):
+            best = run.ema.module if run.ema else run.bare_model
+            run.folder.save_best(best, run.class_names, run.data_config)
+        run.folder.save_history(run.history, run.baselines)
+        if run.config.attention_entropy:
+            images = torch.stack([run.val[position][0] for position in range(min(_ENTROPY_PICTURES, len(run.val)))])
+            entropy = attention_entropy(run.bare_model, images.to(run.accelerator.device))
+            run.folder.append("attention_entropy.jsonl", json.dumps({"epoch": newest["epoch"], **entropy}))
+    run.save()
 
 
 def write_examples(run: Run) -> None:

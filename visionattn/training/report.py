@@ -62,8 +62,9 @@ class Report:
         self.say(f"{run.config.data.root or run.config.data.reader}, {size}: {counts}")
         for name, top1 in run.baselines.items():
             self.say(f"baseline on the same split: {name} {top1:.1f} %")
-        if run.history:
-            self.say(f"resuming after epoch {len(run.history)} of {run.epochs}")
+        if run.history or run.within:
+            batches = f" and {run.within['batches']} batches" if run.within else ""
+            self.say(f"resuming after epoch {len(run.history)} of {run.epochs}{batches}")
 
     def update(self, meter: "Meter") -> None:
         """Moves the bar, at most five times a second since reading the sums waits for the device."""

@@ -90,6 +90,7 @@ class Run:
         self.schedule, self.epochs = build_schedule(self.optimizer, config.schedule, self.updates_per_epoch)
         self.updates = 0
         self.history: list[dict[str, float]] = []
+        self.within: dict[str, Any] | None = None  # of an epoch that has begun: batches done, sums, seconds
         self.baselines: dict[str, float] = {}
         if self.resumes:
             self._restore(self.folder.load_last())
@@ -109,8 +110,15 @@ class Run:
             "scaler": scaler.state_dict() if scaler else None,
             "updates": self.updates,
             "history": self.history,
+            "within": self.within,
             "baselines": self.baselines,
         }
+
+    def save(self) -> None:
+        """Replaces last.pt with what the training is now."""
+        state = self.state()
+        if self.accelerator.is_main_process:
+            self.folder.save_last(state)
 
     def _restore(self, state: dict[str, Any]) -> None:
         try:
@@ -121,6 +129,7 @@ class Run:
             if self.accelerator.scaler:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             self.updates, self.history, self.baselines = state["updates"], state["history"], state["baselines"]
+            self.within = state["within"]
         except (KeyError, RuntimeError, ValueError) as error:
             raise ValueError(f"{self.folder.last} is not a checkpoint of {self.config.model.name}: {error}") from error
         self.schedule.step_update(self.updates)
