@@ -6,7 +6,7 @@
     python tools/benchmark.py model --authors CHECKOUTS authors_van_b0 van_b0
     python tools/benchmark.py growth neighborhood_attention linear_attention --sides 32 64 128 256 --plot growth.png
     python tools/benchmark.py growth mala_tiny l2vit_tiny --sides 256 512 1024 --plot memory.png
-    python tools/benchmark.py training configs/train/quickstart.yaml data.val_fraction=0.84
+    python tools/benchmark.py training configs/train/quickstart.yaml time_loop=768
     python tools/benchmark.py features nat_mini van_b0 --sizes 512x512 800x1333
 
 Calls take turns in one process and medians are printed. Quote the ratios: the times are those of the machine that the
@@ -14,8 +14,8 @@ first line names. An operator is timed only after its results and gradients were
 only after a step gave finite logits and gradients. Growth is that of a forward with backward of a batch of one, and its
 plot needs the extra `viz`. Features are those of a detector's backbone, one image and no gradients; without names, of
 the smallest model of every family. A training (extra `train`) is timed on whole epochs beside a bare loop over the same
-batches in memory, and its loader beside timm's with the transforms of validation; hold back most pictures to shorten
-it. Which checkouts `--authors` takes, authors.py beside this file says.
+batches in memory, and its loader beside timm's with the transforms of validation; `time_loop` shortens the epoch.
+Which checkouts `--authors` takes, authors.py beside this file says.
 """
 
 import argparse
@@ -141,13 +141,8 @@ def _print_training(args: argparse.Namespace) -> None:
     from visionattn.training.config import load_config
     from visionattn.training.speed import time_training
 
-    found = time_training(load_config(args.config, [*args.overrides, f"threads={args.threads}"]), args.rounds)
-    print(
-        f"epoch of {found.images} pictures: {found.epoch:.2f} s, bare loop {found.bare:.2f} s: "
-        f"{100 * found.overhead:.1f} % overhead\n"
-        f"loader, {found.loaded} pictures: {found.loaded / found.loader:.0f} a second, "
-        f"timm's {found.loaded / found.timm_loader:.0f} a second: {100 * found.loader_ratio:.0f} %"
-    )
+    config = load_config(args.config, [*args.overrides, f"threads={args.threads}"])
+    print(*time_training(config, args.rounds).lines(), sep="\n")
 
 
 def _plot(growths: list[Growth], path: Path) -> None:

@@ -182,6 +182,8 @@ class Config:
         baselines: before training, score 1-nearest-neighbour and logistic regression on the pixels. Small sets only.
         attention_entropy: after each epoch, add the entropy of each attention to attention_entropy.jsonl.
         report: write report.html at the end.
+        time_loop: for the report, time epochs of so many pictures beside a bare loop of the same model, and the loader
+            beside timm's, seven times each when the training has ended. One process only; by default not.
         trackers: beside summary.csv, by their names in accelerate (`tensorboard`, `wandb`, `trackio`, `mlflow`, ...);
             by default `tensorboard` where it is installed.
         examples: validation pictures to write to `output`/examples, their class in the name.
@@ -205,6 +207,7 @@ class Config:
     baselines: bool = False
     attention_entropy: bool = False
     report: bool = True
+    time_loop: int | None = None
     trackers: list[str] | None = None
     examples: int = 0
 
@@ -297,6 +300,7 @@ def _check_ranges(config: Config) -> None:
         "ema_decay": (lambda decay: 0 < decay < 1, "between 0 and 1"),
         "resume": (lambda value: value in (True, False, "auto"), "true, false or auto"),
         "checkpoint_every": (lambda count: count >= 1, "at least 1"),
+        "time_loop": (lambda count: count >= 1, "at least 1"),
         "threads": (lambda count: count >= 1, "at least 1"),
         "device": (lambda name: name in ("auto", "cpu"), "auto or cpu"),
         "precision": (lambda name: name in ("fp32", "bf16", "fp16"), "fp32, bf16 or fp16"),

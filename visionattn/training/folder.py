@@ -42,6 +42,7 @@ _FREE_KEYS = {
     "baselines",
     "attention_entropy",
     "report",
+    "time_loop",
     "trackers",
     "data.root",
     "data.workers",

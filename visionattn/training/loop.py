@@ -7,7 +7,7 @@ an uninterrupted one, bit for bit on the CPU.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -189,8 +189,9 @@ def train(config: Config, console: Console | None = None) -> Run:
     end_tracking(run.accelerator)
     if run.accelerator.is_main_process:
         write_examples(run)
+        speed = time_loop(run, report) if config.time_loop else []
         if config.report:
-            write_webpage(run)
+            write_webpage(run, speed)
     report.end()
     return run
 
@@ -223,11 +224,21 @@ def write_examples(run: Run) -> None:
             picture.save(temporary, format="png")
 
 
-def write_webpage(run: Run) -> None:
-    """Writes report.html of the best model."""
+def time_loop(run: Run, report: Report) -> list[str]:
+    """What the loop and the loader cost beside the least that they could, as lines; also reported."""
+    from visionattn.training.speed import time_training  # which times what stands above
+
+    lines = time_training(run.config).lines()
+    for line in lines:
+        report.say(line)
+    return lines
+
+
+def write_webpage(run: Run, speed: Sequence[str]) -> None:
+    """Writes report.html of the best model, with the lines of `speed`."""
     model = load_model(run.folder.best).to(run.accelerator.device)
     verdicts = judge(model, run.val, run.config.data)
     curves = (run.folder.path / "curves.png").read_bytes()
-    page = webpage(run.config, run.history, curves, run.val, run.class_names, verdicts)
+    page = webpage(run.config, run.history, curves, run.val, run.class_names, verdicts, speed)
     with replacing(run.folder.path / "report.html") as temporary:
         temporary.write_text(page)

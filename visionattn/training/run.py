@@ -51,6 +51,8 @@ class Run:
             log_with=choose_trackers(config.trackers) or None,
             project_dir=config.output,
         )
+        if config.time_loop and (self.accelerator.num_processes > 1 or config.data.reader == "wds"):
+            raise ValueError("time_loop wants one process, and data that is not read shard by shard")
         if config.threads:
             torch.set_num_threads(config.threads)
         set_seed(config.seed)

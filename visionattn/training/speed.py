@@ -5,12 +5,13 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from timm.data import ImageDataset, create_loader
 from torch import nn
 
 from visionattn.training.config import Config
-from visionattn.training.data import Pictures, val_loader
+from visionattn.training.data import AugmentedPictures, Pictures, train_loader, val_loader
 from visionattn.training.loop import train_one_epoch
 from visionattn.training.optimisation import build_optimizer
 from visionattn.training.run import Run
@@ -22,6 +23,7 @@ class TrainingSpeed:
     """Medians.
 
     Attributes:
+        rounds: of how many they are.
         images: training pictures of an epoch.
         epoch: seconds of an epoch as it is configured, loading, averaging of weights and all.
         bare: seconds of forward, backward and step of the same model on the same pictures, loaded and changed before.
@@ -30,6 +32,7 @@ class TrainingSpeed:
         timm_loader: the same through timm's, with the same number of workers.
     """
 
+    rounds: int
     images: int
     epoch: float
     bare: float
@@ -47,15 +50,33 @@ class TrainingSpeed:
         """Pictures a second through our loader, divided by those through timm's."""
         return self.timm_loader / self.loader
 
+    def lines(self) -> list[str]:
+        """The findings as lines for a person."""
+        return [
+            f"epoch of {self.images} pictures: {self.epoch:.2f} s, bare loop {self.bare:.2f} s: "
+            f"{100 * self.overhead:.1f} % overhead",
+            f"loader, {self.loaded} pictures: {self.loaded / self.loader:.0f} a second, "
+            f"timm's {self.loaded / self.timm_loader:.0f} a second: {100 * self.loader_ratio:.0f} %",
+            f"medians of {self.rounds}, taking turns; other work on the machine shows in them",
+        ]
+
 
 def time_training(config: Config, rounds: int = 7) -> TrainingSpeed:
     """Times epochs and the loaders, `rounds` of each after one that does not count; the output folder stays as it is.
 
+    An epoch is of `config.time_loop` pictures, evenly chosen, or of all.
+
     Raises:
-        ValueError: see `Run`.
+        ValueError: fewer pictures than a batch; or see `Run`.
     """
+    unchecked = replace(config.data, check_pictures=False, find_batch_size=False)
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(replace(config, output=folder, resume=False))
+        run = Run(replace(config, data=unchecked, output=folder, resume=False, checkpoint_every=None))
+    if config.time_loop:
+        count = min(config.time_loop, len(run.train))
+        chosen = run.train.indices[np.linspace(0, len(run.train) - 1, count, dtype=int)]
+        some = AugmentedPictures(run.train.reader, chosen, run.train.mode, run.train.transform)
+        run.train_loader = run.accelerator.prepare(train_loader(some, config.data, config.seed))
     run.train_loader.set_epoch(0)
     batches = [run.augment(images, labels) for images, labels in run.train_loader]
     model = copy.deepcopy(run.bare_model).train()
@@ -64,7 +85,7 @@ def time_training(config: Config, rounds: int = 7) -> TrainingSpeed:
     ours, timms = val_loader(run.val, config.data), _timms_loader(run, config)
     load = interleaved({"loader": lambda: _exhaust(ours), "timm_loader": lambda: _exhaust(timms)}, rounds)
     images = sum(len(targets) for _, targets in batches)
-    return TrainingSpeed(images=images, loaded=len(run.val), **loop, **load)
+    return TrainingSpeed(rounds=rounds, images=images, loaded=len(run.val), **loop, **load)
 
 
 def _bare_loop(

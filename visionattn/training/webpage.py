@@ -80,6 +80,7 @@ def webpage(
     pictures: Pictures,
     class_names: Sequence[str],
     verdicts: Verdicts,
+    speed: Sequence[str] = (),
     worst: int = 24,
 ) -> str:
     """The page as HTML.
@@ -91,20 +92,22 @@ def webpage(
         pictures: the validation pictures, in the order of `verdicts`.
         class_names: name of each class.
         verdicts: from `judge`.
+        speed: lines on what the loop and the loader cost, if they were timed.
         worst: pictures to show of those classified wrongly.
     """
     right = 100 * float((verdicts.labels == verdicts.predicted).mean())
-    speed = float(np.median([row["images_per_second"] for row in history]))
+    rate = float(np.median([row["images_per_second"] for row in history]))
     title = escape(f"{config.model.name} on {config.data.root or config.data.reader}")
     parts = [
         f"<h1>{title}</h1>",
         f"<p>{right:.2f} % of {len(verdicts.labels)} validation pictures right after {len(history)} epochs, "
-        f"{speed:.1f} images/s in training (median of the epochs), "
+        f"{rate:.1f} images/s in training (median of the epochs), "
         f"{sum(row['seconds'] for row in history):.0f} s in all.</p>",
         f'<h2>Curves</h2><img class="curves" alt="loss and accuracy" src="{_data_uri(curves_png)}">',
         "<h2>Confusion</h2>" + _confusion(verdicts.confusion(len(class_names)), class_names),
         "<h2>Most wrong</h2>" + _worst(pictures, class_names, verdicts, worst),
         "<h2>Epochs</h2>" + _epochs(history),
+        *(["<h2>Loop and loader</h2><p>" + "<br>".join(map(escape, speed)) + "</p>"] if speed else []),
         f"<h2>Configuration</h2><pre>{escape(to_yaml(config))}</pre>",
     ]
     head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
