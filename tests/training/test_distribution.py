@@ -1,4 +1,5 @@
-"""Two processes over gloo, on one host and on two, against one process with the doubled batch."""
+"""Two processes over gloo, on one host and on two, with copied and with shared weights, against one process with the
+doubled batch."""
 
 import json
 import os
@@ -9,7 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+
+from visionattn.training.run import Run
 
 SCRIPT = str(Path(__file__).with_name("two_processes.py"))
 # 24 pictures: 3 updates of 8. 13 of 14 validation pictures would be padded by the even batches of two processes.
@@ -22,29 +26,34 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def launch(script: str, processes: int, *arguments: str) -> subprocess.CompletedProcess:
+    """Runs one of the scripts beside this file through torchrun."""
+    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
+    command = [sys.executable, *launcher, str(Path(__file__).with_name(script)), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+
+
+def found_by(processes: int, out: Path, *given: str) -> list[dict]:
+    """What each process found in an epoch of `processes`, with its `weights`."""
+    from training.generated import TINY
+
+    out.mkdir()
+    (out / "tiny.yaml").write_text(TINY)
+    given = (f"output={out / 'run'}", f"data.batch_size={8 // processes}", *SAME, *given)
+    done = launch("two_processes.py", processes, str(out), str(out / "tiny.yaml"), *given)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [
+        json.loads((out / f"rank{rank}.json").read_text()) | {"weights": torch.load(out / f"rank{rank}.pt")}
+        for rank in range(processes)
+    ]
+
+
 @pytest.fixture(scope="module")
 def ranks(pictures, tmp_path_factory):
     """(what one process found, what each of two found), each with its `weights`."""
-    from training.generated import TINY
-
     folder = tmp_path_factory.mktemp("ranks")
-    (folder / "tiny.yaml").write_text(TINY)
-    found = []
-    for processes, batch in ((1, 8), (2, 4)):
-        out = folder / str(processes)
-        out.mkdir()
-        launch = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
-        given = (f"data.root={pictures}", f"output={out / 'run'}", f"data.batch_size={batch}", *SAME)
-        command = [sys.executable, *launch, SCRIPT, str(out), str(folder / "tiny.yaml"), *given]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stderr[-3000:]
-        found.append(
-            [
-                json.loads((out / f"rank{rank}.json").read_text()) | {"weights": torch.load(out / f"rank{rank}.pt")}
-                for rank in range(processes)
-            ]
-        )
-    return found[0][0], found[1]
+    one, two = (found_by(processes, folder / str(processes), f"data.root={pictures}") for processes in (1, 2))
+    return one[0], two
 
 
 def test_two_processes_train_as_one_with_the_doubled_batch(ranks):
@@ -71,6 +80,61 @@ def test_the_schedule_steps_once_an_update_whatever_the_processes(ranks):
     one, two = ranks
     assert len(one["rates"]) == 3
     assert two[0]["rates"] == two[1]["rates"] == one["rates"]
+
+
+def test_two_processes_that_share_the_weights_train_as_one_with_the_doubled_batch(ranks, pictures, tmp_path):
+    one = ranks[0]
+    shared = found_by(2, tmp_path / "shared", f"data.root={pictures}", "fsdp=true", "optimizer.clip_grad=1000")
+    for rank in shared:
+        assert rank["row"]["train_loss"] == pytest.approx(one["row"]["train_loss"], rel=1e-5)
+        assert rank["row"]["val_loss"] == pytest.approx(one["row"]["val_loss"], rel=1e-5)
+    # Every weight is cut along its first axis, so that the halves differ where that is short, but neither is all.
+    assert min(rank["held"] for rank in shared) > len(one["weights"]) / 4
+    assert shared[0]["held"] + shared[1]["held"] == len(one["weights"]) == one["held"]
+    assert (shared[0]["weights"] - one["weights"]).norm() < 1e-5 * one["weights"].norm()
+
+
+@pytest.mark.slow
+def test_shared_weights_are_saved_whole_and_resumed_bit_for_bit(pictures, tmp_path):
+    from training.generated import TINY
+
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    extra = ("ema_decay=0.9", "optimizer.accumulate=2", "optimizer.clip_grad=1.0", "attention_entropy=true")
+    given = (f"data.root={pictures}", "data.batch_size=4", "fsdp=true", "checkpoint_every=1", *extra)
+
+    def run(output: str, *more: str, stop: int = 0) -> dict:
+        config = (str(tmp_path / "tiny.yaml"), *given, f"output={tmp_path / output}", *more)
+        done = launch("stopped_training.py", 2, str(stop), *config)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return torch.load(tmp_path / output / "last.pt", weights_only=True)
+
+    whole, stopped = run("whole"), run("resumed", stop=3)
+    assert (len(stopped["history"]), stopped["within"]["batches"]) == (1, 2)
+    resumed = run("resumed", "resume=true")
+    for part in ("model", "ema"):
+        for name, value in whole[part].items():
+            assert torch.equal(value, resumed[part][name]), (part, name)
+    for name, state in whole["optimizer"]["state"].items():
+        assert all(torch.equal(value, resumed["optimizer"]["state"][name][key]) for key, value in state.items()), name
+    assert [row["val_loss"] for row in whole["history"]] == [row["val_loss"] for row in resumed["history"]]
+    best = timm.create_model(f"local-dir:{tmp_path / 'resumed' / 'best'}", pretrained=True)
+    epoch = max(resumed["history"], key=lambda row: row["ema_top1"])["epoch"]
+    assert epoch < 2 or all(torch.equal(value, resumed["ema"][name]) for name, value in best.state_dict().items())
+    assert (tmp_path / "resumed" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("setting", "launcher", "message"),
+    [
+        ("fsdp=true", {}, "fsdp=true with one process, wanted several"),
+        ("fsdp=false", {"ACCELERATE_USE_FSDP": "true"}, "ACCELERATE_USE_FSDP is set, .* wanted fsdp=true"),
+    ],
+)
+def test_weights_are_never_silently_copied_where_sharing_is_asked(configure, monkeypatch, setting, launcher, message):
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        Run(configure(setting))
 
 
 @pytest.fixture

@@ -17,13 +17,14 @@ from visionattn.training.run import Run
 out, config, *overrides = sys.argv[1:]
 torch.set_num_threads(1)
 run = Run(load_config(config, overrides))
+held = sum(getattr(p, "_local_tensor", p).numel() for p in run.bare_model.parameters())
 seen, rates = [], []
 fetch = run.train.picture
 run.train.picture = lambda position: seen.append(int(position)) or fetch(position)
 row = train_one_epoch(run, 0, on_update=lambda meter: rates.append(run.optimizer.param_groups[0]["lr"]))
 row |= evaluate(run, run.model)
-weights = torch.cat([p.detach().double().flatten() for p in run.bare_model.parameters()])
+weights = torch.cat([p.detach().double().flatten() for p in run.whole(run.bare_model).parameters()])
 rank = os.environ.get("RANK", "0")
-Path(out, f"rank{rank}.json").write_text(json.dumps({"row": row, "seen": seen, "rates": rates}))
+Path(out, f"rank{rank}.json").write_text(json.dumps({"row": row, "seen": seen, "rates": rates, "held": held}))
 torch.save(weights, Path(out, f"rank{rank}.pt"))
 run.accelerator.end_training()

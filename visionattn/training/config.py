@@ -174,6 +174,7 @@ class Config:
         checkpoint_every: updates after which last.pt is replaced within an epoch too; by default only at its end.
         seed: of weights, order, augmentation and dropout.
         device: `auto` (the accelerator where there is one) or `cpu`.
+        fsdp: share weights, gradients and optimiser state among the processes (FSDP2) instead of copying them (DDP).
         threads: of the model on the CPU, by default torch's choice. More than the cores that `data.workers` leave free
             slow it down many times over.
         precision: `fp32`, or autocast of the model to `bf16` or `fp16`.
@@ -200,6 +201,7 @@ class Config:
     checkpoint_every: int | None = None
     seed: int = 0
     device: str = "auto"
+    fsdp: bool = False
     threads: int | None = None
     precision: str = "fp32"
     label_smoothing: float = 0.0

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 
 class NotANumberError(ValueError):
@@ -34,6 +35,8 @@ def first_bad(model: nn.Module, images: Tensor) -> str:
     """Where the first number that is not finite comes from: pictures, a weight, a module of the forward, or none."""
     if not torch.isfinite(images).all():
         return "the pictures themselves hold such numbers"
+    if isinstance(model, FSDPModule):
+        return "the modules were not searched, which wants all processes, as the weights are shared among them"
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             return f"the weight {name} already holds such numbers"

@@ -198,17 +198,25 @@ def train(config: Config, console: Console | None = None) -> Run:
 
 def save_epoch(run: Run) -> None:
     """Writes the files of the newest epoch; last.pt comes last, so that a killed run repeats what it did not finish."""
-    if run.accelerator.is_main_process:
-        newest = run.history[-1]
-        if all(score(row) < score(newest) for row in run.history[:-1]):
-            best = run.ema.module if run.ema else run.bare_model
+    newest, writes = run.history[-1], run.accelerator.is_main_process
+    if all(score(row) < score(newest) for row in run.history[:-1]):
+        best = run.whole(run.ema.module if run.ema else run.bare_model)
+        if writes:
             run.folder.save_best(best, run.class_names, run.data_config)
+    if writes:
         run.folder.save_history(run.history, run.baselines)
-        if run.config.attention_entropy:
-            images = torch.stack([run.val[position][0] for position in range(min(_ENTROPY_PICTURES, len(run.val)))])
-            entropy = attention_entropy(run.bare_model, images.to(run.accelerator.device))
-            run.folder.append("attention_entropy.jsonl", json.dumps({"epoch": newest["epoch"], **entropy}))
+    if run.config.attention_entropy:
+        model = run.whole(run.bare_model)
+        if writes:
+            write_entropy(run, model)
     run.save()
+
+
+def write_entropy(run: Run, model: nn.Module) -> None:
+    """Appends the entropy of each attention of `model` to attention_entropy.jsonl."""
+    images = torch.stack([run.val[position][0] for position in range(min(_ENTROPY_PICTURES, len(run.val)))])
+    entropy = attention_entropy(model, images.to(next(model.parameters()).device))
+    run.folder.append("attention_entropy.jsonl", json.dumps({"epoch": run.history[-1]["epoch"], **entropy}))
 
 
 def write_examples(run: Run) -> None:

@@ -1,5 +1,6 @@
 """What lives through a training: model, data, optimiser and history, set up from a configuration or a checkpoint."""
 
+import copy
 import math
 from typing import Any
 
@@ -27,6 +28,14 @@ from visionattn.training.distillation import build_distillation
 from visionattn.training.folder import RunFolder
 from visionattn.training.model import build_model
 from visionattn.training.optimisation import build_ema, build_loss, build_optimizer, build_schedule
+from visionattn.training.sharding import (
+    check_launcher,
+    load_whole_optimizer_state,
+    load_whole_state,
+    shard,
+    whole_optimizer_state,
+    whole_state,
+)
 from visionattn.training.stream import stream_loader
 from visionattn.training.tracking import choose_trackers
 
@@ -44,6 +53,7 @@ class Run:
         self.folder = RunFolder(config.output)
         self.config = config = self.folder.with_fitted_batch(config)
         self.resumes = self.folder.begin(config)
+        check_launcher()
         self.accelerator = Accelerator(
             cpu=config.device == "cpu",
             mixed_precision="no" if config.precision == "fp32" else config.precision,
@@ -78,8 +88,15 @@ class Run:
         if config.data.find_batch_size and not self.resumes:
             self.config = config = fit_batch_size(self, model)
             self.accelerator.gradient_accumulation_steps = config.optimizer.accumulate
-        self.model, self.optimizer, self.val_loader = self.accelerator.prepare(
-            model, build_optimizer(model, config.optimizer), val_loader(self.val, config.data)
+        self._whole = copy.deepcopy(model).cpu() if config.fsdp else None
+        if config.fsdp:
+            shard(model, self.accelerator.num_processes)
+            if self.ema:
+                shard(self.ema.module, self.accelerator.num_processes)
+        # What is sharded already must not be wrapped for DDP.
+        self.model = self.accelerator.prepare_model(model, evaluation_mode=config.fsdp)
+        self.optimizer, self.val_loader = self.accelerator.prepare(
+            build_optimizer(model, config.optimizer), val_loader(self.val, config.data)
         )
         if config.data.reader == "wds":
             self.train_loader = stream_loader(self.train, config.data, config.seed, self.accelerator)
@@ -102,13 +119,21 @@ class Run:
         """The model without what accelerate wraps around it."""
         return self.accelerator.unwrap_model(self.model)
 
+    def whole(self, model: nn.Module) -> nn.Module:
+        """`model`, or where its weights are shared the copy that holds them all; in the first process, wanting all."""
+        if self._whole is None:
+            return model
+        if state := whole_state(model):
+            self._whole.load_state_dict(state)
+        return self._whole
+
     def state(self) -> dict[str, Any]:
-        """What last.pt holds; loads with `weights_only=True`."""
+        """What last.pt holds, complete in the first process and wanting them all; loads with `weights_only=True`."""
         scaler = self.accelerator.scaler
         return {
-            "model": self.bare_model.state_dict(),
-            "ema": self.ema.module.state_dict() if self.ema else None,
-            "optimizer": self.optimizer.state_dict(),
+            "model": whole_state(self.bare_model),
+            "ema": whole_state(self.ema.module) if self.ema else None,
+            "optimizer": whole_optimizer_state(self.bare_model, self.optimizer.optimizer),
             "scaler": scaler.state_dict() if scaler else None,
             "updates": self.updates,
             "history": self.history,
@@ -124,10 +149,10 @@ class Run:
 
     def _restore(self, state: dict[str, Any]) -> None:
         try:
-            self.bare_model.load_state_dict(state["model"])
+            load_whole_state(self.bare_model, state["model"])
             if self.ema:
-                self.ema.module.load_state_dict(state["ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
+                load_whole_state(self.ema.module, state["ema"])
+            load_whole_optimizer_state(self.bare_model, self.optimizer.optimizer, state["optimizer"])
             if self.accelerator.scaler:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             self.updates, self.history, self.baselines = state["updates"], state["history"], state["baselines"]
