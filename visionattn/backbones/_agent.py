@@ -81,7 +81,8 @@ class AgentAttention(nn.Module):
         # Cut along the channels, the three gradients join in one copy; as slices of a stack they would be copied twice.
         parts = self.qkv(x).chunk(3, dim=-1)
         query, key, value = [part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in parts]
-        grid = parts[0][:, first:].transpose(1, 2).reshape(batch, dim, height, width)
+        # A view, since pooling keeps its input.
+        grid = parts[0][:, first:].unflatten(1, (height, width)).permute(0, 3, 1, 2)
         agents = F.adaptive_avg_pool2d(grid, self.shape).view(batch, self.num_heads, dim // self.num_heads, -1)
         agents = agents.transpose(2, 3) * self.scale
         gather, give = self.biases(height, width)

@@ -11,7 +11,7 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from visionattn.backbones._linear import LinearTrunk
-from visionattn.layers import DepthwiseConv
+from visionattn.layers import DepthwiseConv, pad_behind, pad_to_multiple
 
 TINY = {"dims": (64, 128, 256, 512), "depths": (2, 4, 18, 1), "num_heads": (2, 4, 8, 16), "linear_depths": (2, 4, 0, 0)}
 SMALL = TINY | {"depths": (3, 6, 29, 2), "linear_depths": (3, 6, 0, 0)}
@@ -51,14 +51,15 @@ class CrossWindowAttention(nn.Module):
         qkv = self.qkv(x)
         stripe = self.stripe
         if stripe > 0:
-            qkv = F.pad(qkv, (0, 0, 0, -width % stripe, 0, -height % stripe))
+            qkv = pad_behind(qkv, [0, 0, 0, -width % stripe, 0, -height % stripe])
         rows, columns = qkv.shape[1], qkv.shape[2]
         qkv = qkv.view(batch, rows, columns, 3, dim)
+        # Cut once, the gradients of both halves join in one copy.
+        halves = [qkv] if stripe == 0 else qkv.chunk(2, -1)
         parts = []
         for i, lepe in enumerate(self.attns):
-            some = qkv if stripe == 0 else qkv.chunk(2, -1)[i]
             sides = [rows, columns] if stripe == 0 else ([rows, stripe] if i == 0 else [stripe, columns])
-            parts.append(self._branch(some, lepe.weight, lepe.bias, sides))
+            parts.append(self._branch(halves[i], lepe.weight, lepe.bias, sides))
         out = parts[0] if stripe == 0 else torch.cat(parts, -1)
         return self.proj_drop(self.proj(out[:, :height, :width]))
 
@@ -68,10 +69,11 @@ class CrossWindowAttention(nn.Module):
         down, right = height // sides[0], width // sides[1]
         windows = qkv.view(batch, down, sides[0], right, sides[1], 3, dim).permute(5, 0, 1, 3, 2, 4, 6)
         windows = windows.reshape(3, batch * down * right, sides[0] * sides[1], dim)
-        heads = windows.view(3, -1, windows.shape[2], self.num_heads, dim // self.num_heads).transpose(2, 3)
-        out = F.scaled_dot_product_attention(heads[0], heads[1], heads[2])
+        parts = windows.unbind(0)
+        query, key, value = [x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in parts]
+        out = F.scaled_dot_product_attention(query, key, value)
         out = out.transpose(1, 2).reshape(-1, sides[0], sides[1], dim)
-        value = windows[2].view(-1, sides[0], sides[1], dim).permute(0, 3, 1, 2)
+        value = parts[2].view(-1, sides[0], sides[1], dim).permute(0, 3, 1, 2)
         out = out + F.conv2d(value, weight, bias, padding=1, groups=dim).permute(0, 2, 3, 1)
         out = out.view(batch, down, right, sides[0], sides[1], dim).transpose(2, 3)
         return out.reshape(batch, height, width, dim)
@@ -90,7 +92,7 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Reduce the map."""
-        return self.norm(self.proj(F.pad(x, (0, -x.shape[3] % self.stride, 0, -x.shape[2] % self.stride))))
+        return self.norm(self.proj(pad_to_multiple(x, self.stride)))
 
 
 class CSWin(LinearTrunk):

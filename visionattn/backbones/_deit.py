@@ -14,7 +14,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from visionattn.backbones._linear import LinearTrunk
-from visionattn.layers import AttentionBlock
+from visionattn.layers import AttentionBlock, pad_to_multiple
 
 BLOCKS_A_STAGE = 3
 
@@ -41,7 +41,7 @@ class TokenStem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Image to tokens."""
-        x = self.proj(F.pad(x, (0, -x.shape[3] % 16, 0, -x.shape[2] % 16)))
+        x = self.proj(pad_to_multiple(x, 16))
         pos_embed = resample_abs_pos_embed(self.token_embed, [x.shape[2], x.shape[3]], antialias=False)
         tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1)
         return tokens + pos_embed

@@ -1,37 +1,36 @@
 """What the families on neighborhood attention share: stages of blocks whose dilations may be chosen per task."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from itertools import cycle, islice
 from typing import ClassVar
 
 import torch
-from timm.layers import LayerNorm2d, PatchEmbed, calculate_drop_path_rates
-from torch import nn
+from timm.layers import LayerNorm2d, calculate_drop_path_rates
+from torch import Tensor, nn
 
 from visionattn.backbones._pyramid import Pyramid, Stage
-from visionattn.layers import AttentionBlock, NeighborhoodAttention
+from visionattn.layers import AttentionBlock, NeighborhoodAttention, pad_to_multiple
 
 # One dilation for all blocks, the name of a preset, or a pattern per stage that repeats over its blocks.
 Dilations = int | str | Sequence[int | Sequence[int]]
 
 
-def patch_stem(in_chans: int, dim: int, patch_size: int, device=None, dtype=None) -> PatchEmbed:
+class PatchStem(nn.Module):
     """One convolution of `patch_size` p and a norm: (B, in_chans, H, W) to (B, dim, H/p, W/p).
 
     The image is padded with zeros at the bottom and on the right to whole patches.
     """
-    return PatchEmbed(
-        img_size=None,
-        patch_size=patch_size,
-        in_chans=in_chans,
-        embed_dim=dim,
-        norm_layer=partial(LayerNorm2d, eps=1e-5),
-        flatten=False,
-        dynamic_img_pad=True,
-        device=device,
-        dtype=dtype,
-    )
+
+    def __init__(self, in_chans: int, dim: int, patch_size: int, device=None, dtype=None):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size, **dd)
+        self.norm = LayerNorm2d(dim, eps=1e-5, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Image to patches."""
+        return self.norm(self.proj(pad_to_multiple(x, self.patch_size)))
 
 
 class NeighborhoodPyramid(Pyramid):

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
-from timm.layers import PatchEmbed
 from timm.models import register_notrace_module
 from timm.models.swin_transformer import PatchMerging, WindowAttention, window_partition, window_reverse
 from torch import Tensor, nn
 
 from visionattn.backbones._linear import LinearTrunk
-from visionattn.backbones._neighborhood import patch_stem
+from visionattn.backbones._neighborhood import PatchStem
+from visionattn.layers import pad_behind
 
 TINY = {"dims": (96, 192, 384, 768), "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24), "linear_depths": (2, 2, 6, 0)}
 SMALL = TINY | {"depths": (2, 2, 18, 2), "linear_depths": (2, 2, 0, 0)}
@@ -47,7 +46,7 @@ class ShiftedWindowAttention(WindowAttention):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
         height, width, window = x.shape[1], x.shape[2], self.window_size[0]
-        x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
+        x = pad_behind(x, [0, 0, 0, -width % window, 0, -height % window])
         padded_height, padded_width = x.shape[1], x.shape[2]
         shift = self.shift if self.always_shift or min(height, width) > window else 0
         mask: Tensor | None = None
@@ -113,9 +112,9 @@ class Swin(LinearTrunk):
     make_downsample = Merging
 
     @staticmethod
-    def make_stem(in_chans: int, dim: int, side: int, **dd) -> PatchEmbed:
+    def make_stem(in_chans: int, dim: int, side: int, **dd) -> PatchStem:
         """Patches of four pixels, the image padded to whole ones."""
-        return patch_stem(in_chans, dim, patch_size=4, **dd)
+        return PatchStem(in_chans, dim, patch_size=4, **dd)
 
     def make_softmax(self, stage: int, block: int, dim: int, num_heads: int, img_size: int, **kwargs) -> nn.Module:
         """Every other block of a stage is shifted, counted over all its blocks."""

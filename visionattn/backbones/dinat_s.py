@@ -13,7 +13,7 @@ from timm.models import PretrainedCfg, generate_default_cfgs, register_model
 from timm.models.swin_transformer import PatchMerging
 from torch import Tensor, nn
 
-from visionattn.backbones._neighborhood import Dilations, NeighborhoodPyramid, patch_stem
+from visionattn.backbones._neighborhood import Dilations, NeighborhoodPyramid, PatchStem
 from visionattn.checkpoint import translate
 from visionattn.registry import build, cfg
 
@@ -39,7 +39,7 @@ class DiNATS(NeighborhoodPyramid):
     `presets` holds the dilations with which the authors trained detectors and segmenters on the same weights.
     """
 
-    make_stem = staticmethod(partial(patch_stem, patch_size=4))
+    make_stem = staticmethod(partial(PatchStem, patch_size=4))
     make_downsample = MergeDownsample
     presets: ClassVar[Mapping[str, Dilations]] = {
         "classification": DILATIONS,

@@ -14,14 +14,9 @@ from torch import Tensor, nn
 
 from visionattn.backbones._pyramid import Pyramid, Stage
 from visionattn.checkpoint import translate
-from visionattn.layers import DepthwiseConv
+from visionattn.layers import DepthwiseConv, pad_behind, pad_to_multiple
 from visionattn.registry import build, cfg
 from visionattn_kernels import linear_attention
-
-
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Pad the sides of (B, C, H, W) to multiples of a number, with zeros at the bottom and on the right."""
-    return F.pad(x, (0, -x.shape[3] % multiple, 0, -x.shape[2] % multiple))
 
 
 @register_notrace_module  # the size of the map decides the padding, which fx cannot trace
@@ -51,7 +46,7 @@ class WindowAttention(nn.Module):
         batch, height, width, dim = x.shape
         size = self.window_size
         rows, columns = -(-height // size), -(-width // size)
-        x = F.pad(x, (0, 0, 0, size * columns - width, 0, size * rows - height))
+        x = pad_behind(x, [0, 0, 0, size * columns - width, 0, size * rows - height])
         # Cut before the projection: a third of the copying.
         windows = x.view(batch, rows, size, columns, size, dim).transpose(2, 3).reshape(-1, size * size, dim)
         qkv = self.qkv(windows).view(-1, size * size, 3, self.num_heads, dim // self.num_heads)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from timm.models import PretrainedCfg, generate_default_cfgs, register_model, register_notrace_module
 from torch import Tensor, nn
 
-from visionattn.backbones._neighborhood import Dilations, NeighborhoodPyramid, patch_stem
+from visionattn.backbones._neighborhood import Dilations, NeighborhoodPyramid, PatchStem
 from visionattn.checkpoint import translate
 from visionattn.layers import NeighborhoodAttention
 from visionattn.registry import build, cfg
@@ -43,7 +43,7 @@ class GlobalAttention(NeighborhoodAttention):
 class NATIsotropic(NeighborhoodPyramid):
     """Isotropic (dilated) neighborhood attention transformer. Arguments: `NeighborhoodPyramid`."""
 
-    make_stem = staticmethod(partial(patch_stem, patch_size=16))
+    make_stem = staticmethod(partial(PatchStem, patch_size=16))
     make_downsample = nn.Identity
     reductions = (16, 16, 16, 16)
     presets: ClassVar[Mapping[str, Dilations]] = {"classification": DILATIONS}

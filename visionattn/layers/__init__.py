@@ -1,9 +1,19 @@
 """Modules with several callers that timm's layers lack."""
 
 from visionattn.layers.block import AttentionBlock
-from visionattn.layers.conv import DepthwiseConv, fill_patch
+from visionattn.layers.conv import DepthwiseConv, fill_patch, pad_behind, pad_to_multiple
 from visionattn.layers.ela import ELA
 from visionattn.layers.neighborhood import NeighborhoodAttention
 from visionattn.layers.ulsam import ULSAM, merge_subspaces
 
-__all__ = ["ELA", "ULSAM", "AttentionBlock", "DepthwiseConv", "NeighborhoodAttention", "fill_patch", "merge_subspaces"]
+__all__ = [
+    "ELA",
+    "ULSAM",
+    "AttentionBlock",
+    "DepthwiseConv",
+    "NeighborhoodAttention",
+    "fill_patch",
+    "merge_subspaces",
+    "pad_behind",
+    "pad_to_multiple",
+]

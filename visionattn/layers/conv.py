@@ -1,5 +1,6 @@
 """Convolutions on the layout of blocks, and what patches need."""
 
+import torch
 import torch.nn.functional as F
 from timm.models import register_notrace_function
 from torch import Tensor, nn
@@ -12,6 +13,25 @@ def fill_patch(x: Tensor, patch_size: int) -> Tensor:
     if lack_y > 0 or lack_x > 0:
         x = F.pad(x, (0, max(0, lack_x), 0, max(0, lack_y)))
     return x
+
+
+@register_notrace_function  # the size of the map decides, which fx cannot trace
+def pad_behind(x: Tensor, padding: list[int]) -> Tensor:
+    """Pad with zeros as `torch.nn.functional.pad` does, without its copy where nothing lacks.
+
+    What is traced or exported has to pad whatever the size of its example.
+    """
+    if not torch.jit.is_scripting():
+        any_size = torch.jit.is_tracing() or torch.compiler.is_exporting()
+        if not any_size and not any(padding):
+            return x
+    return F.pad(x, padding)
+
+
+@register_notrace_function  # the size of the map decides, which fx cannot trace
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Pad the sides of (B, C, H, W) to multiples of a number, with zeros at the bottom and on the right."""
+    return pad_behind(x, [0, -x.shape[3] % multiple, 0, -x.shape[2] % multiple])
 
 
 class DepthwiseConv(nn.Conv2d):
