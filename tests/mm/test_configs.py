@@ -8,6 +8,7 @@ import timm
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.utils import import_modules_from_strings
 
 from visionattn import openmmlab
 
@@ -19,6 +20,7 @@ def build(config: Config):
     """The model on the meta device, without weights."""
     config.model.backbone.pretrained = False
     init_default_scope(config.default_scope)
+    import_modules_from_strings(config.custom_imports.imports)
     with torch.device("meta"):
         return MODELS.build(config.model)
 
@@ -39,8 +41,13 @@ def test_config_builds_and_fits_its_backbone(path):
     assert re.search(r"^# (Expected, as published: |Untrained: )", text, re.M)
     model = build(config)
     channels = model.backbone.out_channels
-    known = [x for x in (config.model.get("neck"), config.model.get("panoptic_head")) if x and "in_channels" in x]
-    assert list((known or [config.model.decode_head])[0].in_channels) == channels
+    necks = config.model.get("neck") or []
+    parts = [
+        *(necks if isinstance(necks, list) else [necks]),
+        config.model.get("panoptic_head"),
+        config.model.get("decode_head"),
+    ]
+    assert list(next(part for part in parts if part and "in_channels" in part).in_channels) == channels
     if "auxiliary_head" in config.model:
         assert config.model.auxiliary_head.in_channels == channels[2]
     published = re.search(r"([\d.]+)M parameters", text)
@@ -58,7 +65,7 @@ def test_families_with_published_results_have_the_heads_of_their_papers():
     assert {("retinanet", "davit_tiny_va"), ("fpn", "van_b0"), ("mask2former", "dinat_large_384_11x11")} <= heads
     assert {("cascade-mask-rcnn", "mala_base"), ("fpn", "mala_tiny"), ("retinanet", "l2vit_base")} <= heads
     pyramids = ("nat", "dinat", "dinat_s", "biformer", "halonet", "mala", "l2vit", "van", "davit", "ela", "ulsam")
-    pyramids += ("agent_pvt", "agent_swin", "inline_pvt", "inline_swin")
+    pyramids += ("agent_pvt", "agent_swin", "inline_pvt", "inline_swin", "nat_isotropic")
     for kinds in (("mask-rcnn",), ("upernet", "fpn")):
         names = [name for head, name in heads if head in kinds]
         assert not [family for family in pyramids if not any(name.startswith(family) for name in names)], kinds
