@@ -8,14 +8,16 @@
     python tools/benchmark.py growth mala_tiny l2vit_tiny --sides 256 512 1024 --plot memory.png
     python tools/benchmark.py training configs/train/quickstart.yaml time_loop=768
     python tools/benchmark.py features nat_mini van_b0 --sizes 512x512 800x1333
+    python tools/benchmark.py features configs/mmdet/mask-rcnn_nat-mini_3x_coco.py --sizes 800x1333
 
 Calls take turns in one process and medians are printed. Quote the ratios: the times are those of the machine that the
 first line names. An operator is timed only after its results and gradients were found to be the baseline's, a model
 only after a step gave finite logits and gradients. Growth is that of a forward with backward of a batch of one, and its
 plot needs the extra `viz`. Features are those of a detector's backbone, one image and no gradients; without names, of
-the smallest model of every family. A training (extra `train`) is timed on whole epochs beside a bare loop over the same
-batches in memory, and its loader beside timm's with the transforms of validation; `time_loop` shortens the epoch.
-Which checkouts `--authors` takes, authors.py beside this file says.
+the smallest model of every family. A config of mmdet in place of a name (extra `mm`) stands for the whole detector. A
+training (extra `train`) is timed on whole epochs beside a bare loop over the same batches in memory, and its loader
+beside timm's with the transforms of validation; `time_loop` shortens the epoch. Which checkouts `--authors` takes,
+authors.py beside this file says.
 """
 
 import argparse
@@ -55,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     growth.add_argument("--sides", type=int, nargs="+", default=[32, 64, 128, 256])
     growth.add_argument("--threads", type=int, default=1)
     growth.add_argument("--plot", type=Path, help="file for the picture")
-    features = kinds.add_parser("features", help="backbones on images as detectors see them; clock as of model")
+    features = kinds.add_parser("features", help="backbones, or detectors, on an image; clock as of model")
     features.add_argument("names", nargs="*", default=PYRAMIDS)
     features.add_argument("--sizes", nargs="+", type=_size, default=[(512, 512), (800, 1333), (1333, 1333)])
     features.add_argument("--threads", type=int, default=2)
@@ -120,7 +122,7 @@ def _print_features(args: argparse.Namespace) -> None:
         cost = cost_features(name, args.sizes, args.rounds, _clock(args.threads))
         row = [f"{cost.seconds[size]:.2f} s, {(cost.own + cost.memory[size]) / 2**20:.0f} MiB" for size in args.sizes]
         grown = "{:.2f}, {:.2f}".format(*cost.slopes) if len(args.sizes) > 1 else ""
-        print(f"{name:<26}{''.join(f'{cell:>20}' for cell in row)} {grown:>32}", flush=True)
+        print(f"{Path(name).stem:<26}{''.join(f'{cell:>20}' for cell in row)} {grown:>32}", flush=True)
     print("Memory: the weights and what is held beside them at most.")
 
 

@@ -135,10 +135,10 @@ PYRAMIDS = (
 
 @dataclass(frozen=True)
 class FeatureCost:
-    """What the maps of all stages of one image cost, without gradients.
+    """What the maps of all stages of one image, or what a detector sees in it, cost without gradients.
 
     Attributes:
-        name: timm's name of the model.
+        name: timm's name of the model, or the file of a detector's config.
         seconds: By size (height, width), the median time.
         memory: By size, the bytes held at most beyond the model's own.
         own: The bytes of parameters and buffers.
@@ -161,17 +161,52 @@ def cost_features(
     rounds: int = 3,
     clock: Callable[[], float] = time.perf_counter,
 ) -> FeatureCost:
-    """Measure a model with random weights as a detector's backbone, on images (1, 3, height, width) of each size."""
+    """Measure a model with random weights as a detector's backbone, or a detector, on one image of each size.
+
+    Args:
+        name: timm's name of the model, or the file of a config of mmdet.
+        sizes: (height, width) of the images.
+        rounds: Samples of each.
+        clock: As of `visionattn_kernels.benchmark.interleaved`.
+    """
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=0).eval()
+    whole = name.endswith(".py")
+    model = (_detector(name) if whole else timm.create_model(name, num_classes=0)).eval()
     own = sum(x.numel() * x.element_size() for x in (*model.parameters(), *model.buffers()))
-    calls = {size: _features(model, torch.randn(1, 3, *size)) for size in sizes}
+    calls = {size: (_detections if whole else _features)(model, *size) for size in sizes}
     memory = {size: peak_memory(call) for size, call in calls.items()}
     return FeatureCost(name, interleaved(calls, rounds, clock), memory, own)
 
 
-def _features(model: nn.Module, images: torch.Tensor) -> Callable[[], object]:
-    return torch.no_grad()(lambda: model.forward_intermediates(images, intermediates_only=True))
+def _features(model: nn.Module, height: int, width: int) -> Callable[[], object]:
+    image = torch.randn(1, 3, height, width)
+    return torch.no_grad()(lambda: model.forward_intermediates(image, intermediates_only=True))
+
+
+def _detector(config: str) -> nn.Module:
+    """The detector of a config; as many boxes get a mask as the config allows, whatever their scores."""
+    from mmengine.config import Config
+    from mmengine.registry import MODELS, init_default_scope
+
+    from visionattn import openmmlab
+
+    settings = openmmlab.fit_to_machine(Config.fromfile(config))
+    settings.model.backbone.pretrained = False
+    for stage in settings.model.test_cfg, settings.model.test_cfg.get("rcnn", {}):
+        if "score_thr" in stage:
+            stage["score_thr"] = 0.0
+    init_default_scope(settings.default_scope)
+    return MODELS.build(settings.model)
+
+
+def _detections(model: nn.Module, height: int, width: int) -> Callable[[], object]:
+    from mmdet.structures import DetDataSample
+
+    shape = {"img_shape": (height, width), "ori_shape": (height, width), "scale_factor": (1.0, 1.0)}
+    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    return torch.no_grad()(
+        lambda: model.test_step({"inputs": [image], "data_samples": [DetDataSample(metainfo=shape)]})
+    )
 
 
 def _by_side(costs: dict[tuple[int, int], float]) -> dict[float, float]:

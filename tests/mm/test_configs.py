@@ -8,7 +8,6 @@ import timm
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.utils import import_modules_from_strings
 
 from visionattn import openmmlab
 
@@ -20,7 +19,6 @@ def build(config: Config):
     """The model on the meta device, without weights."""
     config.model.backbone.pretrained = False
     init_default_scope(config.default_scope)
-    import_modules_from_strings(config.custom_imports.imports)
     with torch.device("meta"):
         return MODELS.build(config.model)
 
