@@ -6,7 +6,7 @@
     python tools/benchmark.py model --authors CHECKOUTS authors_van_b0 van_b0
     python tools/benchmark.py growth neighborhood_attention linear_attention --sides 32 64 128 256 --plot growth.png
     python tools/benchmark.py growth mala_tiny l2vit_tiny --sides 256 512 1024 --plot memory.png
-    python tools/benchmark.py training configs/train/quickstart.yaml time_loop=768
+    python tools/benchmark.py training configs/train/quickstart.yaml time_loop=1536
     python tools/benchmark.py features nat_mini van_b0 --sizes 512x512 800x1333
     python tools/benchmark.py features configs/mmdet/mask-rcnn_nat-mini_3x_coco.py --sizes 800x1333
 

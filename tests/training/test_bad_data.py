@@ -45,9 +45,11 @@ def test_a_16_bit_colour_picture_keeps_its_shades(tmp_path):
     assert abs(found - (np.stack([ramp() // 4, ramp() // 2, ramp()], 2) >> 8)).max() <= 1
 
 
-def test_a_cmyk_picture_becomes_its_colours_and_a_grey_one_three_equal_channels(tmp_path):
+def test_a_cmyk_or_palette_picture_becomes_its_colours_and_a_grey_one_three_equal_channels(tmp_path):
     Image.new("RGB", (32, 32), (200, 30, 60)).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
     assert abs(np.asarray(read_picture(tmp_path / "cmyk.jpg", "RGB")).astype(int) - (200, 30, 60)).max() <= 4
+    Image.new("RGB", (32, 32), (200, 30, 60)).quantize(4).save(tmp_path / "palette.png")
+    assert (np.asarray(read_picture(tmp_path / "palette.png", "RGB")) == (200, 30, 60)).all()
     Image.new("L", (32, 32), 77).save(tmp_path / "grey.png")
     assert (np.asarray(read_picture(tmp_path / "grey.png", "RGB")) == 77).all()
 

@@ -16,7 +16,7 @@ from visionattn.training.baselines import score_baselines
 from visionattn.training.config import load_config
 from visionattn.training.folder import RunFolder
 from visionattn.training.loop import evaluate, train, train_one_epoch
-from visionattn.training.run import Run
+from visionattn.training.run import Run, mixed_precision
 
 # Everything that draws random numbers or carries state from one update to the next.
 EVERYTHING = (
@@ -99,6 +99,20 @@ def test_the_best_model_loads_through_timm_alone(trained):
     labels = torch.tensor([trained.val.picture(i)[1] for i in range(len(trained.val))])
     right = (best(images).argmax(1) == labels).double().mean().item()
     assert 100 * right == pytest.approx(max(row["ema_top1"] for row in read_summary(trained)), rel=1e-5)
+
+
+def test_the_card_of_the_best_model_says_what_was_measured_and_anybody_may_read_the_weights(trained):
+    card = (trained.folder.best / "README.md").read_text()
+    best = max(trained.history, key=lambda row: row["ema_top1"])
+    assert "# test_nat on " in card
+    assert "measured on 12 validation pictures" in card
+    assert (
+        f"averaged weights after epoch {best['epoch']} of 8, chosen by this figure | {best['ema_top1']:.2f} |" in card
+    )
+    assert "| 1-nearest-neighbour on the pixels | 100.00 |" in card
+    assert f"torch {torch.__version__.partition('+')[0]}" in card
+    modes = {(trained.folder.best / name).stat().st_mode for name in ("model.safetensors", "config.json")}
+    assert len(modes) == 1
 
 
 def test_the_baselines_separate_coloured_pictures(trained):
@@ -284,6 +298,33 @@ def test_autocast_trains_in_bfloat16_and_keeps_float32_weights(configure):
     assert row["train_loss"] < 2
     assert run.model(torch.zeros(1, 3, 32, 32)).dtype == torch.float32
     assert {value.dtype for value in run.bare_model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("override", "cuda", "has_bf16", "wanted"),
+    [
+        ("precision=auto", True, True, "bf16"),
+        ("precision=auto", True, False, "no"),
+        ("precision=auto", False, True, "no"),
+        ("precision=fp32", True, True, "no"),
+        ("precision=fp16", True, True, "fp16"),
+    ],
+)
+def test_the_precision_is_bfloat16_where_the_device_has_it(configure, monkeypatch, override, cuda, has_bf16, wanted):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    assert mixed_precision(configure(override, "device=auto")) == wanted
+    assert mixed_precision(configure("precision=auto", "device=cpu")) == "no"
+
+
+def test_a_model_learns_a_few_pictures_by_heart(configure):
+    run = train(
+        configure("data.limit=9", "data.batch_size=9", "augment.transforms=[{Resize: {}}]", "schedule.epochs=20")
+    )
+    assert len(run.train) == 9
+    assert {run.train.reader.samples[index][1] for index in run.train.indices} == {0, 1, 2}
+    assert run.history[-1]["train_top1"] == 100
+    assert run.history[-1]["train_loss"] < 0.1 * run.history[0]["train_loss"]
 
 
 def test_a_loss_that_is_no_number_stops_before_it_is_saved(configure):

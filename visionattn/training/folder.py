@@ -80,7 +80,7 @@ class RunFolder:
     """Files of one run below `path`; nothing is created before the first write.
 
     config.yaml (all keys), environment.json (one entry a start), train.log, summary.csv, curves.png, last.pt (the state
-    to resume from), best/ (the model for prediction), report.html, attention_entropy.jsonl, examples/.
+    to resume from), best/ (the model for prediction, and its card), report.html, attention_entropy.jsonl, examples/.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -130,9 +130,7 @@ class RunFolder:
         for leftover in self.path.glob(f"{_FRESH}*"):
             shutil.rmtree(leftover)
         self._write("config.yaml", to_yaml(config))
-        starts = self.path / "environment.json"
-        earlier = json.loads(starts.read_text()) if starts.is_file() else []
-        self._write("environment.json", json.dumps([*earlier, environment()], indent=2))
+        self._write("environment.json", json.dumps([*self.starts(), environment()], indent=2))
 
     def log(self, line: str) -> None:
         """Appends a line to train.log."""
@@ -168,9 +166,20 @@ class RunFolder:
         self.best.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.path, prefix=_FRESH) as fresh:
             save_model(model, Path(fresh), class_names, data_config)
+            # safetensors lets nobody but the owner read its file.
+            shutil.copymode(Path(fresh) / CONFIG_FILE, Path(fresh) / WEIGHTS_FILE)
             # All bests of a run share one description, so only the weights' rename changes anything.
             for file in (CONFIG_FILE, WEIGHTS_FILE):
                 os.replace(Path(fresh) / file, self.best / file)
+
+    def save_card(self, card: str) -> None:
+        """Replaces best/README.md."""
+        self._write("best/README.md", card)
+
+    def starts(self) -> list[dict[str, Any]]:
+        """The entries of environment.json."""
+        file = self.path / "environment.json"
+        return json.loads(file.read_text()) if file.is_file() else []
 
     def save_history(self, history: Sequence[Mapping[str, float]], baselines: Mapping[str, float]) -> None:
         """Replaces summary.csv, a row an epoch, and curves.png."""

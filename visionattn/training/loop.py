@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from visionattn.training.baselines import score_baselines
+from visionattn.training.card import model_card
 from visionattn.training.config import Config
 from visionattn.training.entropy import attention_entropy
 from visionattn.training.folder import replacing
@@ -189,6 +190,7 @@ def train(config: Config, console: Console | None = None) -> Run:
     end_tracking(run.accelerator)
     if run.accelerator.is_main_process:
         write_examples(run)
+        run.folder.save_card(model_card(run, run.folder.starts()[-1]))
         speed = time_loop(run, report) if config.time_loop else []
         if config.report:
             write_webpage(run, speed)

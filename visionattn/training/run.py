@@ -56,7 +56,7 @@ class Run:
         check_launcher()
         self.accelerator = Accelerator(
             cpu=config.device == "cpu",
-            mixed_precision="no" if config.precision == "fp32" else config.precision,
+            mixed_precision=mixed_precision(config),
             gradient_accumulation_steps=config.optimizer.accumulate,
             log_with=choose_trackers(config.trackers) or None,
             project_dir=config.output,
@@ -160,6 +160,14 @@ class Run:
         except (KeyError, RuntimeError, ValueError) as error:
             raise ValueError(f"{self.folder.last} is not a checkpoint of {self.config.model.name}: {error}") from error
         self.schedule.step_update(self.updates)
+
+
+def mixed_precision(config: Config) -> str:
+    """What accelerate calls the precision that `config` asks for: `no`, `bf16` or `fp16`."""
+    if config.precision != "auto":
+        return "no" if config.precision == "fp32" else config.precision
+    cuda = config.device == "auto" and torch.cuda.is_available()
+    return "bf16" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
 
 
 def _make_pictures(source: Source, config: Config, data_config: dict[str, Any]) -> tuple[AugmentedPictures, Pictures]:

@@ -5,13 +5,12 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from timm.data import ImageDataset, create_loader
 from torch import nn
 
 from visionattn.training.config import Config
-from visionattn.training.data import AugmentedPictures, Pictures, train_loader, val_loader
+from visionattn.training.data import Pictures, val_loader
 from visionattn.training.loop import train_one_epoch
 from visionattn.training.optimisation import build_optimizer
 from visionattn.training.run import Run
@@ -64,19 +63,16 @@ class TrainingSpeed:
 def time_training(config: Config, rounds: int = 7) -> TrainingSpeed:
     """Times epochs and the loaders, `rounds` of each after one that does not count; the output folder stays as it is.
 
-    An epoch is of `config.time_loop` pictures, evenly chosen, or of all.
+    An epoch is of `config.time_loop` pictures, or of all.
 
     Raises:
         ValueError: fewer pictures than a batch; or see `Run`.
     """
-    unchecked = replace(config.data, check_pictures=False, find_batch_size=False)
+    data = replace(
+        config.data, limit=config.time_loop or config.data.limit, check_pictures=False, find_batch_size=False
+    )
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(replace(config, data=unchecked, output=folder, resume=False, checkpoint_every=None))
-    if config.time_loop:
-        count = min(config.time_loop, len(run.train))
-        chosen = run.train.indices[np.linspace(0, len(run.train) - 1, count, dtype=int)]
-        some = AugmentedPictures(run.train.reader, chosen, run.train.mode, run.train.transform)
-        run.train_loader = run.accelerator.prepare(train_loader(some, config.data, config.seed))
+        run = Run(replace(config, data=data, output=folder, resume=False, checkpoint_every=None))
     run.train_loader.set_epoch(0)
     batches = [run.augment(images, labels) for images, labels in run.train_loader]
     model = copy.deepcopy(run.bare_model).train()
