@@ -69,6 +69,16 @@ def test_randaugment_draws_from_the_seed_and_leaves_the_global_generators_alone(
     assert not torch.equal(first, other)
 
 
+def test_randaugment_goes_to_its_ends_where_no_bit_of_a_picture_is_kept(picture):
+    augmentation = Augmentation([{"Resize": None}, {"RandAugment": {"policy": "rand-m10-inc1"}}], DATA_CONFIG)
+    policy = augmentation.compose.transforms[1].augment
+    (operation,) = (operation for operation in policy.ops if operation.name == "PosterizeIncreasing")
+    operation.prob = 1.0
+    assert not np.asarray(operation(picture)).any()
+    for seed in range(200):  # each draws two of fifteen operations, all at their largest
+        assert torch.isfinite(augmentation(picture, seed)).all()
+
+
 def test_mixing_makes_probabilities_and_erasing_changes_pixels():
     images, labels = torch.zeros(8, 3, 16, 16), torch.arange(8) % 5
     mixed, targets = BatchAugment(AugmentConfig(mixup=0.8, erasing=1.0), 5, torch.device("cpu"))(images.clone(), labels)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import Mixup, rand_augment_transform
+from timm.data.auto_augment import posterize
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
@@ -51,6 +52,11 @@ def _global_seed(seed: int) -> Iterator[None]:
         np.random.set_state(numpy)
 
 
+def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
+    """As timm does it, but where none of the bits is kept, which Pillow 13 refuses, black as with earlier ones."""
+    return posterize(image, bits_to_keep) if bits_to_keep else Image.new(image.mode, image.size)
+
+
 class RandAugment(A.ImageOnlyTransform):
     """RandAugment (https://arxiv.org/abs/1909.13719) as timm does it, which albumentations lacks.
 
@@ -65,6 +71,9 @@ class RandAugment(A.ImageOnlyTransform):
         super().__init__(p=p)
         hparams = {"translate_const": int(min(size) * 0.45), "img_mean": mean_color}
         self.augment = rand_augment_transform(policy, hparams)
+        for operation in self.augment.ops:
+            if operation.aug_fn is posterize:
+                operation.aug_fn = _posterize
 
     def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
         """Changes one picture (H, W, 3), uint8, drawing from this transform's own generator."""
