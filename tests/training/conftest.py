@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
 from training.generated import TINY, write_pictures
 
 
@@ -25,6 +27,21 @@ def pictures(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("pictures")
     write_pictures(root / "train", per_class=8)
     write_pictures(root / "validation", per_class=4, seed=1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def imagenet(tmp_path_factory) -> Path:
+    """A folder in the shape of ImageNet: 1,000 classes of two pictures of noise to train and one to validate."""
+    root = tmp_path_factory.mktemp("imagenet")
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 2), ("validation", 1)):
+        for number in range(1000):
+            folder = root / part / f"n{number:08d}"
+            folder.mkdir(parents=True)
+            for picture in range(count):
+                pixels = rng.integers(0, 256, (16, 20, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{picture}.JPEG", format="jpeg")
     return root
 
 

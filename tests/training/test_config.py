@@ -1,3 +1,4 @@
+import math
 import re
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import yaml
 from timm.models import get_pretrained_cfg
 
 from visionattn.registry import published
-from visionattn.training.config import ScheduleConfig, flatten, load_config, to_yaml
+from visionattn.training.config import Config, ScheduleConfig, flatten, load_config, to_yaml
 from visionattn.training.loop import train
 from visionattn.training.model import build_model
 from visionattn.training.optimisation import build_loss, build_optimizer, build_schedule
@@ -147,14 +148,32 @@ def _distinct() -> list[Path]:
     return list(seen.values())
 
 
-@pytest.mark.parametrize("path", _distinct(), ids=lambda path: path.stem)
-def test_every_distinct_configuration_trains_an_epoch_on_a_small_model_and_set(path, pictures, tmp_path):
-    small = ("data.reader=folder", f"data.root={pictures}", "data.val_fraction=null")
-    quick = ("data.input_size=[3,32,32]", "data.mean=null", "data.std=null", "data.batch_size=8", "data.workers=0")
+def shortened(path: Path, root: Path, batch: int, tmp_path: Path) -> Config:
+    """A shipped configuration for an epoch of a small model on the pictures in `root`."""
+    small = ("data.reader=folder", f"data.root={root}", "data.val_fraction=null")
+    quick = ("data.input_size=[3,32,32]", "data.mean=null", "data.std=null", f"data.batch_size={batch}")
     brief = ("optimizer.accumulate=1", "schedule.epochs=1", "schedule.warmup_epochs=0", "schedule.cooldown_epochs=0")
-    plain = ("precision=fp32", "device=cpu", f"output={tmp_path / 'run'}")
+    plain = ("precision=fp32", "device=cpu", "data.workers=0", f"output={tmp_path / 'run'}")
     config = load_config(path, (*quick, *brief, *plain, "model.pretrained=false", *small, "model.name=test_nat"))
     config.model.kwargs = {"drop_path_rate": config.model.kwargs.get("drop_path_rate", 0.0)}
-    run = train(config)
+    config.model.weights = None
+    return config
+
+
+@pytest.mark.parametrize("path", _distinct(), ids=lambda path: path.stem)
+def test_every_distinct_configuration_trains_an_epoch_on_a_small_model_and_set(path, pictures, tmp_path):
+    run = train(shortened(path, pictures, 8, tmp_path))
     assert run.updates == 24 // 8
     assert (run.folder.best / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", _distinct(), ids=lambda path: path.stem)
+def test_every_distinct_configuration_trains_an_epoch_of_1000_classes(path, imagenet, tmp_path):
+    config = shortened(path, imagenet, 128, tmp_path)
+    config.baselines = False  # of pictures that are noise
+    run = train(config)
+    assert (run.bare_model.num_classes, run.updates) == (1000, 2000 // 128)
+    assert run.history[0]["val_loss"] == pytest.approx(math.log(1000), rel=0.2)
+    assert "n00000999" in (run.folder.best / "config.json").read_text()
+    assert (run.folder.path / "report.html").stat().st_size > 10_000

@@ -131,12 +131,13 @@ def test_too_few_or_too_short_shards_are_an_error(lengths, message):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("every", ["null", "2"], ids=["after an epoch", "within an epoch"])
 def test_a_stream_trains_validates_every_picture_and_resumes_with_the_same_bits(
-    configure, shards, tmp_path, monkeypatch
+    configure, shards, tmp_path, monkeypatch, every
 ):
     def run(output, *overrides):
         data = ("data.reader=wds", f"data.root={shards}", "data.batch_size=4", "data.workers=2", "report=false")
-        return train(configure(*data, f"output={tmp_path / output}", *overrides))
+        return train(configure(*data, f"checkpoint_every={every}", f"output={tmp_path / output}", *overrides))
 
     whole = run("whole")
     assert (len(whole.train), len(whole.val), whole.class_names) == (ALL, 12, ["0", "1", "2"])
@@ -150,6 +151,8 @@ def test_a_stream_trains_validates_every_picture_and_resumes_with_the_same_bits(
     with pytest.raises(KeyboardInterrupt):
         run("parts")
     monkeypatch.undo()
+    within = RunFolder(tmp_path / "parts").load_last()["within"]
+    assert (within and within["batches"]) == (None if every == "null" else 2)
     with pytest.raises(ValueError, match=r"it has data\.workers=2, asked is 1"):
         run("parts", "resume=true", "data.workers=1")
     state, resumed = whole.folder.load_last(), run("parts", "resume=true").folder.load_last()
