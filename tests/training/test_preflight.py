@@ -12,10 +12,12 @@ import train as tool
 from torch import nn
 from training.generated import TINY, write_pictures
 
+from visionattn.training.config import ModelConfig
 from visionattn.training.guard import NotANumberError, check_loss, first_bad
 from visionattn.training.loop import evaluate, train, train_one_epoch
+from visionattn.training.model import blocks
 from visionattn.training.preflight import preflight
-from visionattn.training.run import Run
+from visionattn.training.run import Run, compile_model
 
 
 def tiny_model():
@@ -96,22 +98,31 @@ def test_an_epoch_ends_at_the_same_weights_with_and_without(configure, option):
     assert (ends[0] - ends[1]).norm() < 10 * 512**0.5 * 2**-24 * ends[0].norm()
 
 
+# torch looks for the gradient of what goes into a compiled block, which is no leaf.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.slow
 def test_a_compiled_model_ends_an_epoch_at_the_same_weights_and_evaluates(configure, monkeypatch):
     compiled, ends = [], []
     compile_ = nn.Module.compile
     # Traced and differentiated as by default, but not compiled to C++, which takes minutes.
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self) or compile_(self, backend="aot_eager"))
-    for value in ("false", "true"):
+    for value in ("false", "true", "blocks"):
         run = Run(configure(f"model.compile={value}", "optimizer.name=sgd", "optimizer.lr=0.1", "ema_decay=0.9"))
         start = weights_of(run)
         train_one_epoch(run, 0)
         ends.append((weights_of(run) - start, evaluate(run, run.model)["val_loss"]))
-    assert compiled == [run.bare_model]
+    assert type(compiled[0]) is type(run.bare_model)
+    assert compiled[1:] == blocks(run.bare_model)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
-    # As above.
-    assert (ends[0][0] - ends[1][0]).norm() < 10 * 512**0.5 * 2**-24 * ends[0][0].norm()
-    assert ends[1][1] == pytest.approx(ends[0][1], rel=1e-4)
+    for update, loss in ends[1:]:
+        # As above.
+        assert (ends[0][0] - update).norm() < 10 * 512**0.5 * 2**-24 * ends[0][0].norm()
+        assert loss == pytest.approx(ends[0][1], rel=1e-4)
+
+
+def test_a_model_without_blocks_is_not_compiled_by_them():
+    with pytest.raises(ValueError, match=r"model\.compile=blocks, but test_resnet has no blocks, wanted true"):
+        compile_model(timm.create_model("test_resnet"), ModelConfig(name="test_resnet", compile="blocks"))
 
 
 # A batch that fits

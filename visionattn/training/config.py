@@ -25,7 +25,8 @@ class ModelConfig:
         kwargs: further arguments of the model (`drop_path_rate`, `dims`, ...).
         grad_checkpointing: compute activations a second time in the backward instead of keeping them.
         channels_last: keep convolution weights and images channels last in memory.
-        compile: run the model through `torch.compile`.
+        compile: run the model through `torch.compile`, or with `blocks` only its blocks, which are compiled sooner as
+            those of one shape share the code.
     """
 
     name: str = MISSING
@@ -34,7 +35,7 @@ class ModelConfig:
     kwargs: dict[str, Any] = field(default_factory=dict)
     grad_checkpointing: bool = False
     channels_last: bool = False
-    compile: bool = False
+    compile: bool | str = False
 
 
 @dataclass
@@ -288,6 +289,7 @@ def _check_ranges(config: Config) -> None:
     """Raises ValueError for the first value outside what the training can mean; None means that a key is off."""
     mixes = config.augment.mixup > 0 or config.augment.cutmix > 0
     wanted = {
+        "model.compile": (lambda value: value in (True, False, "blocks"), "true, false or blocks"),
         "data.batch_size": (
             lambda size: size >= 1 and not (mixes and size % 2),
             "at least 1, even where batches are mixed",

@@ -71,6 +71,12 @@ def build_model(config: ModelConfig, num_classes: int | None, input_size: Sequen
     return model
 
 
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """What a model of timm repeats: the children of each module called `blocks`, in order; none where it has none."""
+    named = [module for name, module in model.named_modules() if name.rpartition(".")[2] == "blocks"]
+    return [block for module in named for block in module.children()]
+
+
 def check_name(name: str) -> None:
     """Raises a ValueError that names the nearest known model, if `name` is a plain name that timm does not know."""
     if ":" not in name and not timm.is_model(name):

@@ -12,7 +12,7 @@ from torch import nn
 
 from visionattn.training.augment import Augmentation, BatchAugment
 from visionattn.training.batch_size import fit_batch_size
-from visionattn.training.config import Config
+from visionattn.training.config import Config, ModelConfig
 from visionattn.training.data import (
     MODES,
     AugmentedPictures,
@@ -26,7 +26,7 @@ from visionattn.training.data import (
 )
 from visionattn.training.distillation import build_distillation
 from visionattn.training.folder import RunFolder
-from visionattn.training.model import build_model
+from visionattn.training.model import blocks, build_model
 from visionattn.training.optimisation import build_ema, build_loss, build_optimizer, build_schedule
 from visionattn.training.sharding import (
     check_launcher,
@@ -102,9 +102,7 @@ class Run:
             self.train_loader = stream_loader(self.train, config.data, config.seed, self.accelerator)
         else:
             self.train_loader = self.accelerator.prepare(train_loader(self.train, config.data, config.seed))
-        if config.model.compile:
-            # In place: the names of the weights stay, and what accelerate wrapped stays the same object.
-            self.bare_model.compile()
+        compile_model(self.bare_model, config.model)
         self.updates_per_epoch = math.ceil(len(self.train_loader) / config.optimizer.accumulate)
         self.schedule, self.epochs = build_schedule(self.optimizer, config.schedule, self.updates_per_epoch)
         self.updates = 0
@@ -160,6 +158,21 @@ class Run:
         except (KeyError, RuntimeError, ValueError) as error:
             raise ValueError(f"{self.folder.last} is not a checkpoint of {self.config.model.name}: {error}") from error
         self.schedule.step_update(self.updates)
+
+
+def compile_model(model: nn.Module, config: ModelConfig) -> None:
+    """Lets torch compile `model`, or its blocks, or nothing, in place: names and what accelerate wrapped stay.
+
+    Raises:
+        ValueError: the blocks of a model that has none.
+    """
+    if not config.compile:
+        return
+    parts = blocks(model) if config.compile == "blocks" else [model]
+    if not parts:
+        raise ValueError(f"model.compile=blocks, but {config.name} has no blocks, wanted true")
+    for part in parts:
+        part.compile()
 
 
 def mixed_precision(config: Config) -> str:

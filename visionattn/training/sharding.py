@@ -19,6 +19,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from visionattn.training.model import blocks
+
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -31,8 +33,6 @@ def check_launcher() -> None:
 def shard(model: nn.Module, processes: int) -> None:
     """Shares the weights of `model` among the processes, in place: each block by itself, then the rest.
 
-    Blocks are the children of what timm's models call `blocks`; of a model without any, all is gathered at once.
-
     Raises:
         ValueError: there is one process only, or the weights are channels last in memory.
     """
@@ -40,10 +40,8 @@ def shard(model: nn.Module, processes: int) -> None:
         raise ValueError("fsdp=true with one process, wanted several, as by torchrun --nproc_per_node 2")
     if any(not parameter.is_contiguous() for parameter in model.parameters()):
         raise ValueError("fsdp=true wants contiguous weights, wanted model.channels_last=false")
-    for name, module in model.named_modules():
-        if name.rpartition(".")[2] == "blocks":
-            for block in module.children():
-                fully_shard(block)
+    for block in blocks(model):
+        fully_shard(block)
     fully_shard(model)
 
 
