@@ -183,7 +183,7 @@ CASES: dict[str, list[Case]] = {
         halo(1, 3, 1, 17, 8, block_size=4, halo_size=0),
         halo(1, 1, 5, 5, 8, block_size=2, halo_size=5),
         halo(1, 4, 40, 24, 16, block_size=12, halo_size=2, stride=3),
-        halo(3, 1, 9, 6, 8, block_size=1, halo_size=1),
+        halo(3, 1, 5, 6, 8, block_size=1, halo_size=1),
     ],
     "linear_attention": [
         linear(2, 3, 49, 32, normalization="subtraction"),

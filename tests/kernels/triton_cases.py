@@ -1,6 +1,6 @@
 """Cases for the kernels alone: what the cases of all operators leave out, because on the CPU it makes no difference."""
 
-from visionattn_kernels.testing import CASES, Case, aggregate, neighborhood, routed
+from visionattn_kernels.testing import CASES, Case, aggregate, halo, neighborhood, routed
 from visionattn_kernels.triton.evidence import OPERATORS
 
 TARGETED: dict[str, list[Case]] = {
@@ -16,6 +16,11 @@ TARGETED: dict[str, list[Case]] = {
         aggregate(1, 1, 12, 9, 128, kernel_size=5),
         aggregate(2, 2, 9, 9, 40, kernel_size=(4, 7), dilation=(2, 1)),
         aggregate(1, 1, 17, 1, 64, kernel_size=(17, 1)),
+    ],
+    "halo_attention": [
+        halo(1, 1, 9, 12, 128, 40, block_size=8, halo_size=3),
+        halo(2, 2, 5, 6, 24, 104, block_size=5, halo_size=1),
+        halo(1, 1, 9, 20, 64, block_size=16, halo_size=2, stride=2, scale=-0.2),
     ],
     "routed_attention": [
         routed(1, 1, 3, 21, 128, topk=2),

@@ -53,6 +53,7 @@ GATED = ("tests/backbones/test_ela.py", "-k", "gated")
 ATTENTION_KERNELS = interpreter("neighborhood_attention", "1x1x9x9x8")
 AGGREGATE_KERNELS = interpreter("neighborhood_aggregate", "1x1x12x9")
 ROUTED_KERNELS = interpreter("routed_attention", "1x3x25x1x8")
+HALO_KERNELS = interpreter("halo_attention", "2x2x10x11x12")
 
 # By file: name, before, after, tests.
 _FAULTS = {
@@ -179,6 +180,34 @@ _FAULTS = {
             "member_pointers(delta_ptr, near,",
             "member_pointers(delta_ptr, own,",
             ROUTED_KERNELS,
+        ),
+    ],
+    f"{TRITON}/halo_attention_kernels.py": [
+        (
+            "window one row too low",
+            "corner[0] * SIZE - HALO + within[0]",
+            "corner[0] * SIZE - HALO + 1 + within[0]",
+            HALO_KERNELS,
+        ),
+        ("keys above the map loaded", "seen & (places[0] >= 0) & (places[1]", "seen & (places[1]", HALO_KERNELS),
+        (
+            "keys beyond the map draw nothing",
+            "seen = number < window * window\n",
+            "seen = (number < window * window) & before(places, size)\n",
+            HALO_KERNELS,
+        ),
+        ("relative rows by columns", "_in_order(by_row, within[0],", "_in_order(by_row, within[1],", HALO_KERNELS),
+        (
+            "d(width) by rows",
+            "width_ptr, sums_ptr + table_size, within[1]",
+            "width_ptr, sums_ptr + table_size, within[0]",
+            HALO_KERNELS,
+        ),
+        (
+            "last relative positions dropped",
+            "range(0, SPAN, ENTRIES)",
+            "range(0, SPAN - ENTRIES, ENTRIES)",
+            HALO_KERNELS,
         ),
     ],
     f"{LAYERS}/neighborhood.py": [

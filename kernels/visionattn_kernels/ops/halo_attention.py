@@ -22,7 +22,7 @@ from torch import Tensor
 
 from visionattn_kernels.cpu import halo_attention as cpu
 from visionattn_kernels.layout import empty_map
-from visionattn_kernels.op import Operator, define, no_autocast, register
+from visionattn_kernels.op import Operator, define, launcher, no_autocast, register
 from visionattn_kernels.ops.checks import check_kind, check_rank, check_shape
 from visionattn_kernels.ops.windows import relative_entries
 
@@ -141,13 +141,18 @@ def _differentiate(ctx, grad, _grad_lse):
 _TENSORS = "Tensor query, Tensor key, Tensor value, Tensor height_rel, Tensor width_rel"
 _SETTINGS = "int block_size, int halo_size, int stride, float scale"
 _forward = define(
-    "halo_attention", f"({_TENSORS}, {_SETTINGS}) -> (Tensor, Tensor)", cpu=cpu.forward, fake=_forward_fake
+    "halo_attention",
+    f"({_TENSORS}, {_SETTINGS}) -> (Tensor, Tensor)",
+    cpu=cpu.forward,
+    fake=_forward_fake,
+    cuda=launcher("halo_attention", "forward"),
 )
 _backward = define(
     "halo_attention_backward",
     f"(Tensor grad, {_TENSORS}, Tensor out, Tensor lse, {_SETTINGS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     cpu=cpu.backward,
     fake=_backward_fake,
+    cuda=launcher("halo_attention", "backward"),
 )
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
 register(Operator("halo_attention", halo_attention, reference, reference))
