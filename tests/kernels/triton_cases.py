@@ -1,6 +1,6 @@
 """Cases for the kernels alone: what the cases of all operators leave out, because on the CPU it makes no difference."""
 
-from visionattn_kernels.testing import CASES, Case, aggregate, halo, neighborhood, routed
+from visionattn_kernels.testing import CASES, Case, aggregate, halo, linear, neighborhood, routed
 from visionattn_kernels.triton.evidence import OPERATORS
 
 TARGETED: dict[str, list[Case]] = {
@@ -25,6 +25,11 @@ TARGETED: dict[str, list[Case]] = {
     "routed_attention": [
         routed(1, 1, 3, 21, 128, topk=2),
         routed(1, 1, 3, 70, 104, topk=2),
+    ],
+    "linear_attention": [
+        linear(1, 1, 70, 128, normalization="magnitude", feature_map="elu_plus_one", rotary=True),
+        linear(1, 2, 70, 104, 40, normalization="division", feature_map="relu", epsilon=100.0, scale=True),
+        linear(1, 1, 33, 16, 128, normalization="subtraction", feature_map="elu_plus_one"),
     ],
 }
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from visionattn_kernels.cpu import linear_attention as cpu
 from visionattn_kernels.layout import empty_map
-from visionattn_kernels.op import Operator, define, no_autocast, register
+from visionattn_kernels.op import Operator, define, launcher, no_autocast, register
 from visionattn_kernels.ops.checks import check_epsilon, check_shape, check_tokens
 
 NORMALIZATIONS = ("division", "subtraction", "magnitude")
@@ -174,6 +174,7 @@ _forward = define(
     f"({_TENSORS}, {_SETTINGS}) -> (Tensor, Tensor, Tensor, Tensor)",
     cpu=cpu.forward,
     fake=_forward_fake,
+    cuda=launcher("linear_attention", "forward"),
 )
 _backward = define(
     "linear_attention_backward",
@@ -181,6 +182,7 @@ _backward = define(
     "-> (Tensor, Tensor, Tensor, Tensor)",
     cpu=cpu.backward,
     fake=_backward_fake,
+    cuda=launcher("linear_attention", "backward"),
 )
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
 register(Operator("linear_attention", linear_attention, reference, reference))
