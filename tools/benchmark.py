@@ -37,7 +37,7 @@ from authors import register
 
 import visionattn  # noqa: F401  (registers the models)
 from visionattn.benchmark import PYRAMIDS, cost_features, growing_model, time_models
-from visionattn_kernels.benchmark import ROUTES, SIZED, Growth, compare_all, grow, growing_operator, slope
+from visionattn_kernels.benchmark import ROUTES, SIZED, Growth, compare_all, grow, growing_operator, keep_memory, slope
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -116,6 +116,7 @@ def _print_models(args: argparse.Namespace) -> None:
 
 
 def _print_features(args: argparse.Namespace) -> None:
+    keep_memory()
     sizes = "".join(f"{f'{height}x{width}':>20}" for height, width in args.sizes)
     print(f"{'one image, no gradients':<26}{sizes} {'time, memory grow like pixels^':>32}")
     for name in args.names:
@@ -127,6 +128,7 @@ def _print_features(args: argparse.Namespace) -> None:
 
 
 def _print_growth(args: argparse.Namespace) -> None:
+    keep_memory()
     growths = []
     for name in args.names:
         make = growing_operator(name) if name in SIZED or name == ROUTES else growing_model(name)
