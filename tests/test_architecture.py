@@ -78,6 +78,12 @@ def test_files_keep_their_budget(path):
     assert len(path.read_text().splitlines()) <= BUDGET
 
 
+def test_test_files_have_names_of_their_own():
+    # pytest refuses to collect two of one name, which only shows where the extras of both are installed.
+    names = [path.name for path in sorted((ROOT / "tests").rglob("test_*.py"))]
+    assert len(names) == len({*names})
+
+
 def test_kernels_folder_does_not_shadow_the_package_of_that_name():
     assert not (ROOT / "kernels" / "__init__.py").exists()
 

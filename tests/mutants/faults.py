@@ -54,6 +54,9 @@ ATTENTION_KERNELS = interpreter("neighborhood_attention", "1x1x9x9x8")
 AGGREGATE_KERNELS = interpreter("neighborhood_aggregate", "1x1x12x9")
 ROUTED_KERNELS = interpreter("routed_attention", "1x3x25x1x8")
 HALO_KERNELS = interpreter("halo_attention", "2x2x10x11x12")
+LINEAR_KERNELS = interpreter("linear_attention", "2x2x101x16")
+CLAMPED_KERNELS = interpreter("linear_attention", "2x1x13x8")
+WIDE_KERNELS = ("-m", "kernels", "tests/kernels/test_triton_linear_attention.py", "-k", "wide")
 
 # By file: name, before, after, tests.
 _FAULTS = {
@@ -208,6 +211,63 @@ _FAULTS = {
             "range(0, SPAN, ENTRIES)",
             "range(0, SPAN - ENTRIES, ENTRIES)",
             HALO_KERNELS,
+        ),
+        (
+            "scale missing from the blocks' d(query)",
+            "grad_by_row, query, grad_query * scale,",
+            "grad_by_row, query, grad_query,",
+            HALO_KERNELS,
+        ),
+        (
+            "first block that holds the key left out",
+            "tl.maximum(top - HALO, 0) // SIZE",
+            "top // SIZE",
+            interpreter("halo_attention", "1x1x9x12x128"),
+        ),
+        (
+            "last queries of a block dropped",
+            "pieces: tl.constexpr = (QUERIES * QUERIES + BLOCK - 1) // BLOCK",
+            "pieces: tl.constexpr = QUERIES * QUERIES // BLOCK",
+            HALO_KERNELS,
+        ),
+    ],
+    f"{TRITON}/tokens.py": [
+        (
+            "last piece of tokens dropped",
+            "for piece in range(pieces):",
+            "for piece in range(pieces - 1):",
+            LINEAR_KERNELS,
+        ),
+        ("rest left out", "product = tl.dot(a, rest_b, product)", "pass", WIDE_KERNELS),
+        ("size not put back", "product * (size_a * size_b)", "product * size_a", WIDE_KERNELS),
+    ],
+    f"{TRITON}/linear_attention.py": [
+        (
+            "sums instead of means",
+            "sum_launch(piece, mean, 1 / query.shape[2])",
+            "sum_launch(piece, mean, 1.0)",
+            LINEAR_KERNELS,
+        ),
+        ("epsilon of sums compared with means", "epsilon / query.shape[2] if", "epsilon if", CLAMPED_KERNELS),
+    ],
+    f"{TRITON}/linear_attention_kernels.py": [
+        (
+            "features of what is not there summed",
+            "tl.where(inside[:, None], features, 0.0)",
+            "features",
+            LINEAR_KERNELS,
+        ),
+        (
+            "gradient of the query not turned back",
+            "grad_query, rotary_ptr, places, inside, tokens, True",
+            "grad_query, rotary_ptr, places, inside, tokens, False",
+            LINEAR_KERNELS,
+        ),
+        (
+            "mean value with the wrong sign backward",
+            "by_z, by_value = scale * by_scaled_z, -z * scale",
+            "by_z, by_value = scale * by_scaled_z, z * scale",
+            LINEAR_KERNELS,
         ),
     ],
     f"{LAYERS}/neighborhood.py": [
