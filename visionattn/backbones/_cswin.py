@@ -11,7 +11,7 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from visionattn.backbones._linear import LinearTrunk
-from visionattn.layers import DepthwiseConv, pad_behind, pad_to_multiple
+from visionattn.layers import DepthwiseConv, pad_to_multiple, zero_pad
 
 TINY = {"dims": (64, 128, 256, 512), "depths": (2, 4, 18, 1), "num_heads": (2, 4, 8, 16), "linear_depths": (2, 4, 0, 0)}
 SMALL = TINY | {"depths": (3, 6, 29, 2), "linear_depths": (3, 6, 0, 0)}
@@ -48,10 +48,9 @@ class CrossWindowAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
         batch, height, width, dim = x.shape
-        qkv = self.qkv(x)
-        stripe = self.stripe
+        qkv, stripe = self.qkv(x), self.stripe
         if stripe > 0:
-            qkv = pad_behind(qkv, [0, 0, 0, -width % stripe, 0, -height % stripe])
+            qkv = zero_pad(qkv, [0, 0, 0, -width % stripe, 0, -height % stripe])
         rows, columns = qkv.shape[1], qkv.shape[2]
         qkv = qkv.view(batch, rows, columns, 3, dim)
         # Cut once, the gradients of both halves join in one copy.

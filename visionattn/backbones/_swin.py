@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from visionattn.backbones._linear import LinearTrunk
 from visionattn.backbones._neighborhood import PatchStem
-from visionattn.layers import pad_behind
+from visionattn.layers import zero_pad
 
 TINY = {"dims": (96, 192, 384, 768), "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24), "linear_depths": (2, 2, 6, 0)}
 SMALL = TINY | {"depths": (2, 2, 18, 2), "linear_depths": (2, 2, 0, 0)}
@@ -46,7 +46,7 @@ class ShiftedWindowAttention(WindowAttention):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
         height, width, window = x.shape[1], x.shape[2], self.window_size[0]
-        x = pad_behind(x, [0, 0, 0, -width % window, 0, -height % window])
+        x = zero_pad(x, [0, 0, 0, -width % window, 0, -height % window])
         padded_height, padded_width = x.shape[1], x.shape[2]
         shift = self.shift if self.always_shift or min(height, width) > window else 0
         mask: Tensor | None = None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from visionattn.backbones._pyramid import Pyramid, Stage
 from visionattn.checkpoint import translate
-from visionattn.layers import AttentionBlock, DepthwiseConv, fill_patch, pad_behind
+from visionattn.layers import AttentionBlock, DepthwiseConv, fill_patch, zero_pad
 from visionattn.registry import build, cfg
 from visionattn_kernels import region_routes, routed_attention
 
@@ -69,7 +69,7 @@ class RoutingAttention(nn.Module):
                 f"without auto_pad the map's height and width must be multiples of {n}, got {height}x{width}"
             )
         rows, columns = -(-height // n), -(-width // n)
-        x = pad_behind(x, [0, 0, 0, n * columns - width, 0, n * rows - height])
+        x = zero_pad(x, [0, 0, 0, n * columns - width, 0, n * rows - height])
         # Cut before the projection: a third of the copying.
         regions = x.view(batch, n, rows, n, columns, dim).transpose(2, 3).reshape(batch, n * n, rows * columns, dim)
         qkv = self.qkv(regions).view(batch, n * n, rows * columns, 3, self.num_heads, dim // self.num_heads)

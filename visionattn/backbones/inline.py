@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from visionattn.backbones import _cswin, _deit, _pvt, _swin
 from visionattn.backbones._linear import TINIEST, adapt, trunk_cfg
 from visionattn.checkpoint import translate
-from visionattn.layers import AttentionBlock
+from visionattn.layers import AttentionBlock, zero_pad
 from visionattn.registry import build
 from visionattn_kernels import linear_attention
 
@@ -66,8 +66,7 @@ class InLineAttention(nn.Module):
         query, key, value = [part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in parts]
         out = _attend(query, key, value).transpose(1, 2).reshape(batch, tokens, dim)
         local = self.local(parts[2][:, tokens - height * width :], mean, height, width)
-        if tokens > height * width:
-            local = F.pad(local, (0, 0, tokens - height * width, 0))
+        local = zero_pad(local, [0, 0, tokens - height * width, 0])
         return self.proj_drop(self.proj(out + local))
 
     def local(self, value: Tensor, mean: Tensor, height: int, width: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from visionattn.backbones._pyramid import Pyramid, Stage
 from visionattn.checkpoint import translate
-from visionattn.layers import DepthwiseConv, pad_behind, pad_to_multiple
+from visionattn.layers import DepthwiseConv, pad_to_multiple, zero_pad
 from visionattn.registry import build, cfg
 from visionattn_kernels import linear_attention
 
@@ -46,7 +46,7 @@ class WindowAttention(nn.Module):
         batch, height, width, dim = x.shape
         size = self.window_size
         rows, columns = -(-height // size), -(-width // size)
-        x = pad_behind(x, [0, 0, 0, size * columns - width, 0, size * rows - height])
+        x = zero_pad(x, [0, 0, 0, size * columns - width, 0, size * rows - height])
         # Cut before the projection: a third of the copying.
         windows = x.view(batch, rows, size, columns, size, dim).transpose(2, 3).reshape(-1, size * size, dim)
         qkv = self.qkv(windows).view(-1, size * size, 3, self.num_heads, dim // self.num_heads)

@@ -1,7 +1,7 @@
 """Modules with several callers that timm's layers lack."""
 
 from visionattn.layers.block import AttentionBlock
-from visionattn.layers.conv import DepthwiseConv, fill_patch, pad_behind, pad_to_multiple
+from visionattn.layers.conv import DepthwiseConv, fill_patch, pad_to_multiple, zero_pad
 from visionattn.layers.ela import ELA
 from visionattn.layers.neighborhood import NeighborhoodAttention
 from visionattn.layers.ulsam import ULSAM, merge_subspaces
@@ -14,6 +14,6 @@ __all__ = [
     "NeighborhoodAttention",
     "fill_patch",
     "merge_subspaces",
-    "pad_behind",
     "pad_to_multiple",
+    "zero_pad",
 ]

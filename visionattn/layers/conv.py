@@ -16,7 +16,7 @@ def fill_patch(x: Tensor, patch_size: int) -> Tensor:
 
 
 @register_notrace_function  # the size of the map decides, which fx cannot trace
-def pad_behind(x: Tensor, padding: list[int]) -> Tensor:
+def zero_pad(x: Tensor, padding: list[int]) -> Tensor:
     """Pad with zeros as `torch.nn.functional.pad` does, without its copy where nothing lacks.
 
     What is traced or exported has to pad whatever the size of its example.
@@ -31,7 +31,7 @@ def pad_behind(x: Tensor, padding: list[int]) -> Tensor:
 @register_notrace_function  # the size of the map decides, which fx cannot trace
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Pad the sides of (B, C, H, W) to multiples of a number, with zeros at the bottom and on the right."""
-    return pad_behind(x, [0, -x.shape[3] % multiple, 0, -x.shape[2] % multiple])
+    return zero_pad(x, [0, -x.shape[3] % multiple, 0, -x.shape[2] % multiple])
 
 
 class DepthwiseConv(nn.Conv2d):
