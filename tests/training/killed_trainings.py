@@ -61,8 +61,14 @@ def epochs(output: Path) -> int:
 
 
 def differs(output: Path) -> bool:
-    """Whether a finished run ended with other weights or averages than the one that was not killed."""
-    wanted, found = (torch.load(path / "last.pt", weights_only=True) for path in (out / "whole", output))
+    """Whether a finished run ended with other checkpoints than the one that was not killed, in number or content."""
+    kept, wanted = (sorted(path.relative_to(folder) for path in folder.rglob("*.pt")) for folder in (output, whole))
+    return kept != wanted or any(weights_differ(whole / name, output / name) for name in wanted)
+
+
+def weights_differ(first: Path, second: Path) -> bool:
+    """Whether two checkpoints hold other weights or averages."""
+    wanted, found = (torch.load(path, weights_only=True) for path in (first, second))
     return any(
         not torch.equal(found[part][name], value) for part in ("model", "ema") for name, value in wanted[part].items()
     )
@@ -72,7 +78,8 @@ out, kills, config, overrides = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 save, rng = torch.save, np.random.default_rng(0)
 torch.set_num_threads(1)
 torch.save, folder.draw_curves = save_slowly, lambda history, baselines, path: path.write_bytes(b"")
-run(out / "whole")
+whole = out / "whole"
+run(whole)
 began = time.perf_counter()
 failed = os.waitstatus_to_exitcode(os.waitpid(start(out / "again"), 0)[1])
 seconds = time.perf_counter() - began
@@ -86,6 +93,8 @@ while not found["failed"] and (found["kills"] < kills or output.exists()):
         os.kill(child, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     found["lost"] += epochs(output) < before
+    for path in output.glob("checkpoints/*.pt"):
+        torch.load(path, weights_only=True)
     if code == -signal.SIGKILL:
         found["kills"] += 1
         found["half_written"] += bool(list(output.glob(".last.pt.*")))
@@ -94,6 +103,6 @@ while not found["failed"] and (found["kills"] < kills or output.exists()):
     else:
         found["finished"] += 1
         found["different"] += differs(output)
-        found["leftover"] = [path.name for path in output.glob(".*")]
+        found["leftover"] = [path.name for path in output.rglob(".*")]
         shutil.rmtree(output)
 print(json.dumps(found))

@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -68,6 +69,13 @@ def test_a_run_learns_and_writes_a_row_an_epoch(trained):
     assert rows[-1]["ema_top1"] > 90
 
 
+def test_the_metrics_are_those_of_the_run_and_one_object_an_epoch(trained):
+    lines = (trained.folder.path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == trained.history
+    for row, rounded in zip(trained.history, read_summary(trained), strict=True):
+        assert row == pytest.approx(rounded, rel=1e-5)
+
+
 def test_the_folder_holds_what_was_asked_and_what_ran(trained):
     folder = trained.folder.path
     start = json.loads((folder / "environment.json").read_text())[0]
@@ -98,6 +106,18 @@ def test_the_best_model_loads_through_timm_alone(trained):
     labels = torch.tensor([trained.val.picture(i)[1] for i in range(len(trained.val))])
     right = (best(images).argmax(1) == labels).double().mean().item()
     assert 100 * right == pytest.approx(max(row["ema_top1"] for row in read_summary(trained)), rel=1e-5)
+
+
+@pytest.mark.parametrize(("folder", "prefix"), [("last", "val"), ("last_ema", "ema")])
+def test_weights_and_their_average_load_through_timm_and_score_what_was_logged_of_each(trained, folder, prefix):
+    model = timm.create_model(f"local-dir:{trained.folder.path / folder}", pretrained=True).eval()
+    images, labels = zip(*(trained.val[position] for position in range(len(trained.val))), strict=True)
+    labels, newest = torch.tensor(labels), trained.history[-1]
+    with torch.no_grad():
+        logits = model(torch.stack(images))
+    assert newest[f"{prefix}_top1"] == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item())
+    assert newest[f"{prefix}_loss"] == pytest.approx(cross_entropy(logits, labels).item(), rel=1e-5)
+    assert newest["val_loss"] != pytest.approx(newest["ema_loss"], rel=1e-3)
 
 
 def test_the_card_of_the_best_model_says_what_was_measured_and_anybody_may_read_the_weights(trained):
@@ -166,6 +186,8 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(
     assert len(json.loads((resumed.folder.path / "environment.json").read_text())) == 2
     log = (resumed.folder.path / "train.log").read_text()
     assert (" and 2 batches" in log) == within
+    metrics = (resumed.folder.path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in metrics] == [1, 2, 3, 4]
 
 
 def test_resuming_a_finished_run_trains_no_further(configure):
@@ -182,6 +204,60 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(configure):
     with pytest.raises(ValueError, match=r"it has optimizer.lr=0.002, asked is 0.1"):
         train(configure("schedule.epochs=1", "optimizer.lr=0.1", "resume=true"))
     assert run.folder.last.read_bytes() == before
+
+
+def kept(run: Run) -> dict[int, int]:
+    """The checkpoints that a run kept, {epoch of its name: epochs of its content}."""
+    paths = (run.folder.path / "checkpoints").glob("*")
+    return {int(path.stem): len(torch.load(path, weights_only=True)["history"]) for path in paths}
+
+
+def test_no_checkpoint_is_kept_beside_the_last_unless_asked(trained):
+    assert not (trained.folder.path / "checkpoints").exists()
+
+
+def test_the_checkpoints_of_the_best_and_the_last_epochs_are_kept_and_a_run_goes_on_from_one(
+    configure, tmp_path, monkeypatch
+):
+    scores = iter([10.0, 40.0, 20.0, 40.0, 30.0, 25.0])
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "visionattn.training.loop.evaluate", lambda run, model: {"val_loss": 1.0, "val_top1": next(scores)}
+        )
+        run = train(configure("schedule.epochs=6", "keep_best=2", "keep_last=1"))
+    # Of two equally good ones both count, and the earlier is best/.
+    assert kept(run) == {2: 2, 4: 4, 6: 6}
+
+    shutil.copyfile(run.folder.path / "checkpoints" / "0002.pt", run.folder.last)
+    again = train(configure("schedule.epochs=6", "keep_last=3", "resume=true"))
+    assert kept(again) == {4: 4, 5: 5, 6: 6}
+    assert [row["val_top1"] for row in again.history[:2]] == [10.0, 40.0]
+    assert torch.load(again.folder.path / "checkpoints" / "0006.pt")["updates"] == 18
+
+
+def test_a_kill_between_the_last_checkpoint_and_its_copy_loses_neither(configure, monkeypatch):
+    keep = ("schedule.epochs=3", "keep_last=2")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            train(configure(*keep))
+    run = train(configure(*keep, "resume=true"))
+    assert kept(run) == {2: 2, 3: 3}
+
+
+def test_a_copy_that_does_not_fit_removes_no_older_checkpoint(configure, monkeypatch):
+    def fill_up(source, target):
+        target.write_bytes(source.read_bytes()[:1000])
+        raise OSError(28, "No space left on device")
+
+    run = train(configure("schedule.epochs=1", "keep_last=1"))
+    monkeypatch.setattr("visionattn.training.folder.shutil.copyfile", fill_up)
+    with pytest.raises(ValueError, match=r"cannot write .*0002\.pt: .*No space left"):
+        run.folder.keep(2, {2})
+    assert kept(run) == {1: 1}
+    with pytest.raises(ValueError, match="No space left"):
+        run.folder.keep(1, {1})
+    assert kept(run) == {1: 1}
 
 
 def test_resuming_nothing_is_an_error(configure, tmp_path):
@@ -323,6 +399,7 @@ def test_a_loss_that_is_no_number_stops_before_it_is_saved(configure):
         ("model.name=test_natt", "unknown model 'test_natt'; the nearest known model is 'test_nat'"),
         ("model.kwargs.windows=3", "model test_nat: .*unexpected keyword argument 'windows'"),
         ("model.kwargs.num_classes=3", "model.kwargs.num_classes follows from the data"),
+        ("precision=fp16", "precision=fp16 wants an accelerator and there is only the CPU, wanted bf16 or fp32"),
         ("model.weights=/no/such/file.pth", "model.weights /no/such/file.pth is not a file"),
         ("optimizer.name=adamv", "optimizer adamv"),
         ("optimizer.kwargs.beta=1", "optimizer adamw with {'beta': 1}"),

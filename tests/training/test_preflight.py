@@ -177,6 +177,7 @@ def test_a_batch_that_cannot_be_halved_is_an_error(configure, monkeypatch, size,
 @pytest.mark.slow
 def test_a_run_that_is_killed_at_50_random_instants_ends_as_if_it_had_not_been(configure, tmp_path):
     overrides = ("schedule.epochs=3", "checkpoint_every=1", "ema_decay=0.9", "augment.mixup=0.8", "report=false")
+    overrides += ("keep_last=1", "keep_best=1")
     given = [str(tmp_path), "50", str(tmp_path / "tiny.yaml"), f"data.root={configure().data.root}", *overrides]
     script = str(Path(__file__).with_name("killed_trainings.py"))
     done = subprocess.run([sys.executable, script, *given], capture_output=True, text=True, timeout=600, check=False)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from visionattn.training.config import load_config
 from visionattn.training.loop import evaluate, train_one_epoch
@@ -16,6 +17,9 @@ from visionattn.training.run import Run
 
 out, config, *overrides = sys.argv[1:]
 torch.set_num_threads(1)
+compile_ = nn.Module.compile
+# Traced and differentiated as by default, but not compiled to C++, which takes minutes.
+nn.Module.compile = lambda self: compile_(self, backend="aot_eager")
 run = Run(load_config(config, overrides))
 held = sum(getattr(p, "_local_tensor", p).numel() for p in run.bare_model.parameters())
 seen, rates = [], []
@@ -25,6 +29,8 @@ row = train_one_epoch(run, 0, on_update=lambda meter: rates.append(run.optimizer
 row |= evaluate(run, run.model)
 weights = torch.cat([p.detach().double().flatten() for p in run.whole(run.bare_model).parameters()])
 rank = os.environ.get("RANK", "0")
-Path(out, f"rank{rank}.json").write_text(json.dumps({"row": row, "seen": seen, "rates": rates, "held": held}))
+graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+found = {"row": row, "seen": seen, "rates": rates, "held": held, "graphs": graphs}
+Path(out, f"rank{rank}.json").write_text(json.dumps(found))
 torch.save(weights, Path(out, f"rank{rank}.pt"))
 run.accelerator.end_training()

@@ -17,6 +17,7 @@ def model_card(run: "Run", environment: dict[str, Any]) -> str:
     """
     config, best = run.config, max(run.history, key=score)
     weights = "averaged weights" if "ema_top1" in best else "weights"
+    place = f"hf-hub:{config.push_to_hub}" if config.push_to_hub else "local-dir:FOLDER"
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     size = "x".join(map(str, run.data_config["input_size"]))
     parameters = sum(parameter.numel() for parameter in run.bare_model.parameters()) / 1e6
@@ -34,7 +35,7 @@ def model_card(run: "Run", environment: dict[str, Any]) -> str:
         "import timm",
         "import visionattn",
         "",
-        'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()',
+        f'model = timm.create_model("{place}", pretrained=True).eval()',
         "```",
         "",
         f"| measured on {len(run.val)} validation pictures | top-1, % |",

@@ -175,6 +175,8 @@ class Config:
         output: folder of the run.
         resume: `true` goes on from the last checkpoint of the run in `output`, `auto` does so if there is one.
         checkpoint_every: updates after which last.pt is replaced within an epoch too; by default only at its end.
+        keep_last: checkpoints of so many last epochs to keep in `output`/checkpoints, beside last.pt; each is as large.
+        keep_best: likewise of so many best epochs. A run goes on from one that was copied to last.pt.
         seed: of weights, order, augmentation and dropout.
         device: `auto` (the accelerator where there is one) or `cpu`.
         fsdp: share weights, gradients and optimiser state among the processes (FSDP2) instead of copying them (DDP).
@@ -182,7 +184,7 @@ class Config:
             slow it down many times over.
         precision: `fp32`, or autocast of the model to `bf16` or `fp16`; `auto` is bf16 on a CUDA device that has it.
         label_smoothing: share of the target that is spread over all classes.
-        ema_decay: keep an average of the weights with this decay (with warm-up); validate and keep it as the best.
+        ema_decay: keep an average of the weights with this decay (with warm-up); validate both, keep it as the best.
         baselines: before training, score 1-nearest-neighbour and logistic regression on the pixels. Small sets only.
         attention_entropy: after each epoch, add the entropy of each attention to attention_entropy.jsonl.
         report: write report.html at the end.
@@ -191,6 +193,8 @@ class Config:
         trackers: beside summary.csv, by their names in accelerate (`tensorboard`, `wandb`, `trackio`, `mlflow`, ...);
             by default `tensorboard` where it is installed.
         examples: validation pictures to write to `output`/examples, their class in the name.
+        push_to_hub: `USER/NAME` on the Hugging Face hub to which best/ goes when the training has ended; a new one is
+            private. What fails there is said in the log and can be tried again with resume=true.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -202,6 +206,8 @@ class Config:
     output: str = MISSING
     resume: bool | str = False
     checkpoint_every: int | None = None
+    keep_last: int = 0
+    keep_best: int = 0
     seed: int = 0
     device: str = "auto"
     fsdp: bool = False
@@ -215,6 +221,7 @@ class Config:
     time_loop: int | None = None
     trackers: list[str] | None = None
     examples: int = 0
+    push_to_hub: str | None = None
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -307,6 +314,8 @@ def _check_ranges(config: Config) -> None:
         "ema_decay": (lambda decay: 0 < decay < 1, "between 0 and 1"),
         "resume": (lambda value: value in (True, False, "auto"), "true, false or auto"),
         "checkpoint_every": (lambda count: count >= 1, "at least 1"),
+        "keep_last": (lambda count: count >= 0, "at least 0"),
+        "keep_best": (lambda count: count >= 0, "at least 0"),
         "time_loop": (lambda count: count >= 1, "at least 1"),
         "threads": (lambda count: count >= 1, "at least 1"),
         "device": (lambda name: name in ("auto", "cpu"), "auto or cpu"),

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -33,7 +33,7 @@ from visionattn.training.drawing import draw_curves
 from visionattn.training.model import CONFIG_FILE, WEIGHTS_FILE, save_model
 
 _PACKAGES = ("torch", "torchvision", "timm", "accelerate", "albumentations", "numpy", "pillow")
-_FRESH = ".best."
+_FRESH = ".fresh."
 # Keys that may differ between a run and its continuation: they do not change what is computed.
 _FREE_KEYS = {
     "output",
@@ -44,6 +44,9 @@ _FREE_KEYS = {
     "report",
     "time_loop",
     "trackers",
+    "keep_last",
+    "keep_best",
+    "push_to_hub",
     "data.root",
     "data.workers",
     "data.check_pictures",
@@ -79,8 +82,10 @@ def replacing(path: Path) -> Iterator[Path]:
 class RunFolder:
     """Files of one run below `path`; nothing is created before the first write.
 
-    config.yaml (all keys), environment.json (one entry a start), train.log, summary.csv, curves.png, last.pt (the state
-    to resume from), best/ (the model for prediction, and its card), report.html, attention_entropy.jsonl, examples/.
+    config.yaml (all keys), environment.json (one entry a start), train.log, summary.csv and metrics.jsonl (the same
+    figures, rounded and whole), curves.png, last.pt (the state to resume from), checkpoints/ (those of earlier epochs
+    that are kept), best/ (the model for prediction, and its card), last/ and last_ema/ (the weights and their average
+    as they are now), report.html, attention_entropy.jsonl, examples/.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -125,7 +130,7 @@ class RunFolder:
 
     def describe(self, config: Config) -> None:
         """Writes config.yaml, appends this start to environment.json, and removes what a killed run half wrote."""
-        for leftover in (*self.path.glob(".*.part"), *self.path.glob("best/.*.part")):
+        for leftover in (*self.path.glob(".*.part"), *self.path.glob("*/.*.part")):
             leftover.unlink()
         for leftover in self.path.glob(f"{_FRESH}*"):
             shutil.rmtree(leftover)
@@ -146,6 +151,22 @@ class RunFolder:
         with replacing(self.last) as temporary:
             torch.save(state, temporary)
 
+    def keep(self, epoch: int, wanted: Collection[int]) -> None:
+        """Copies last.pt, which `epoch` ended with, to checkpoints/ if it is wanted, then removes what no longer is.
+
+        What lies there of later epochs, as when a person went back to an earlier checkpoint, is let be.
+
+        Raises:
+            ValueError: the copy cannot be written; nothing has been removed then.
+        """
+        folder = self.path / "checkpoints"
+        if epoch in wanted:
+            with replacing(folder / f"{epoch:04d}.pt") as temporary:
+                shutil.copyfile(self.last, temporary)
+        for path in folder.glob("[0-9]*.pt"):
+            if int(path.stem) <= epoch and int(path.stem) not in wanted:
+                path.unlink()
+
     def load_last(self) -> dict[str, Any]:
         """The state that was saved last.
 
@@ -157,20 +178,22 @@ class RunFolder:
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
             raise ValueError(f"cannot read the checkpoint {self.last}: {str(error).splitlines()[0]}") from error
 
-    def save_best(self, model: nn.Module, class_names: Sequence[str], data_config: Mapping[str, Any]) -> None:
-        """Replaces best/, the model as `visionattn.training.model.load_model` reads it."""
-        with _writing(self.best):
-            self._save_best(model, class_names, data_config)
+    def export(self, name: str, model: nn.Module, class_names: Sequence[str], data_config: Mapping[str, Any]) -> None:
+        """Replaces the folder `name`, the model as `visionattn.training.model.load_model` reads it."""
+        with _writing(self.path / name):
+            self._export(self.path / name, model, class_names, data_config)
 
-    def _save_best(self, model: nn.Module, class_names: Sequence[str], data_config: Mapping[str, Any]) -> None:
-        self.best.mkdir(parents=True, exist_ok=True)
+    def _export(
+        self, place: Path, model: nn.Module, class_names: Sequence[str], data_config: Mapping[str, Any]
+    ) -> None:
+        place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.path, prefix=_FRESH) as fresh:
             save_model(model, Path(fresh), class_names, data_config)
             # safetensors lets nobody but the owner read its file.
             shutil.copymode(Path(fresh) / CONFIG_FILE, Path(fresh) / WEIGHTS_FILE)
-            # All bests of a run share one description, so only the weights' rename changes anything.
+            # All models of a run share one description, so only the weights' rename changes anything.
             for file in (CONFIG_FILE, WEIGHTS_FILE):
-                os.replace(Path(fresh) / file, self.best / file)
+                os.replace(Path(fresh) / file, place / file)
 
     def save_card(self, card: str) -> None:
         """Replaces best/README.md."""
@@ -182,12 +205,13 @@ class RunFolder:
         return json.loads(file.read_text()) if file.is_file() else []
 
     def save_history(self, history: Sequence[Mapping[str, float]], baselines: Mapping[str, float]) -> None:
-        """Replaces summary.csv, a row an epoch, and curves.png."""
+        """Replaces summary.csv and metrics.jsonl, a row an epoch, and curves.png."""
         table = io.StringIO()
         writer = csv.DictWriter(table, history[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in history)
         self._write("summary.csv", table.getvalue())
+        self._write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
         with replacing(self.path / "curves.png") as temporary:
             draw_curves(history, baselines, temporary)
 

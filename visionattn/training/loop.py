@@ -8,6 +8,7 @@ an uninterrupted one, bit for bit on the CPU.
 import json
 import time
 from collections.abc import Callable, Sequence
+from heapq import nlargest
 from itertools import zip_longest
 from typing import Any
 
@@ -25,6 +26,7 @@ from visionattn.training.config import Config
 from visionattn.training.entropy import attention_entropy
 from visionattn.training.folder import replacing
 from visionattn.training.guard import check_loss
+from visionattn.training.hub import push
 from visionattn.training.model import load_model
 from visionattn.training.report import Report, score
 from visionattn.training.run import Run
@@ -174,6 +176,8 @@ def train(config: Config, console: Console | None = None) -> Run:
         run.folder.describe(run.config)
         if config.baselines and not run.baselines:
             run.baselines = score_baselines(run.train.with_transform(run.val.transform), run.val)
+        if run.history and not run.within:
+            keep_checkpoints(run)  # which a kill may have cut off
     begin_tracking(run.accelerator, run.config)
     report.begin()
     with report.progress:
@@ -194,17 +198,25 @@ def train(config: Config, console: Console | None = None) -> Run:
         speed = time_loop(run, report) if config.time_loop else []
         if config.report:
             write_webpage(run, speed)
+        if config.push_to_hub:
+            report.say(push(run.folder.best, config.push_to_hub))
     report.end()
     return run
 
 
 def save_epoch(run: Run) -> None:
-    """Writes the files of the newest epoch; last.pt comes last, so that a killed run repeats what it did not finish."""
+    """Writes the files of the newest epoch; last.pt comes last, so that a killed run repeats what it did not finish.
+
+    Only what is kept of last.pt comes after it.
+    """
     newest, writes = run.history[-1], run.accelerator.is_main_process
+    models = {"last": run.bare_model} | ({"last_ema": run.ema.module} if run.ema else {})
     if all(score(row) < score(newest) for row in run.history[:-1]):
-        best = run.whole(run.ema.module if run.ema else run.bare_model)
+        models["best"] = run.ema.module if run.ema else run.bare_model
+    for name, part in models.items():
+        model = run.whole(part)
         if writes:
-            run.folder.save_best(best, run.class_names, run.data_config)
+            run.folder.export(name, model, run.class_names, run.data_config)
     if writes:
         run.folder.save_history(run.history, run.baselines)
     if run.config.attention_entropy:
@@ -212,6 +224,17 @@ def save_epoch(run: Run) -> None:
         if writes:
             write_entropy(run, model)
     run.save()
+    if writes:
+        keep_checkpoints(run)
+
+
+def keep_checkpoints(run: Run) -> None:
+    """Keeps last.pt, which the newest epoch ended with, as `keep_last` and `keep_best` ask, and removes older ones."""
+    last, best = run.config.keep_last, run.config.keep_best
+    if not (last or best):
+        return
+    rows = nlargest(last, run.history, lambda row: row["epoch"]) + nlargest(best, run.history, score)
+    run.folder.keep(run.history[-1]["epoch"], {row["epoch"] for row in rows})
 
 
 def write_entropy(run: Run, model: nn.Module) -> None:

@@ -26,6 +26,7 @@ from visionattn.training.data import (
 )
 from visionattn.training.distillation import build_distillation
 from visionattn.training.folder import RunFolder
+from visionattn.training.hub import check_hub
 from visionattn.training.model import blocks, build_model
 from visionattn.training.optimisation import build_ema, build_loss, build_optimizer, build_schedule
 from visionattn.training.sharding import (
@@ -54,6 +55,8 @@ class Run:
         self.config = config = self.folder.with_fitted_batch(config)
         self.resumes = self.folder.begin(config)
         check_launcher()
+        if config.push_to_hub:
+            check_hub(config.push_to_hub)
         self.accelerator = Accelerator(
             cpu=config.device == "cpu",
             mixed_precision=mixed_precision(config),
@@ -61,6 +64,9 @@ class Run:
             log_with=choose_trackers(config.trackers) or None,
             project_dir=config.output,
         )
+        if config.precision == "fp16" and self.accelerator.device.type == "cpu":
+            # accelerate 1.15 would train in float32 and say nothing.
+            raise ValueError("precision=fp16 wants an accelerator and there is only the CPU, wanted bf16 or fp32")
         if config.time_loop and (self.accelerator.num_processes > 1 or config.data.reader == "wds"):
             raise ValueError("time_loop wants one process, and data that is not read shard by shard")
         if config.threads:
