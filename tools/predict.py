@@ -36,18 +36,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         model = load_published(arguments.model) if arguments.model else load_model(arguments.checkpoint)
         predictions = classify(model, find_pictures(arguments.images), arguments.topk, arguments.batch_size)
+        for prediction in predictions:
+            classes = "  ".join(f"{name} {probability:.1%}" for name, probability in prediction.classes)
+            print(f"{prediction.path}: {classes}")
         if arguments.table:
             write_table(predictions, arguments.table)
         if arguments.sheet:
             write_sheet(predictions, arguments.sheet)
+            print(f"drawn on {arguments.sheet}")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    for prediction in predictions:
-        classes = "  ".join(f"{name} {probability:.1%}" for name, probability in prediction.classes)
-        print(f"{prediction.path}: {classes}")
-    if arguments.sheet:
-        print(f"drawn on {arguments.sheet}")
     return 0
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from visionattn.training.model import load_model, load_published
-from visionattn.training.validation import validate, write_results
+from visionattn.training.validation import check_ending, validate, write_results
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,19 +37,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not loaders:
             raise ValueError("no model to validate, wanted --checkpoint or --model")
+        if arguments.out:
+            check_ending(arguments.out)
         for name, load in loaders:
-            results.append(validate(name, load(name), arguments.pictures, **options))
+            result = validate(name, load(name), arguments.pictures, **options)
+            results.append(result)
+            size = "x".join(map(str, result.input_size))
+            print(
+                f"{result.model}: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} % of {result.count} pictures "
+                f"at {size}, crop {result.crop_pct:g}, {result.images_per_second:.0f} images/s"
+            )
         if arguments.out:
             write_results(results, arguments.out)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    for result in results:
-        size = "x".join(map(str, result.input_size))
-        print(
-            f"{result.model}: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} % of {result.count} pictures "
-            f"at {size}, crop {result.crop_pct:g}, {result.images_per_second:.0f} images/s"
-        )
     if arguments.reproduce:
         for result in (result for result in results if not result.reproduced):
             wanted = "unknown" if result.published_top1 is None else f"{result.published_top1} %"

@@ -93,3 +93,6 @@ def test_the_tool_prints_a_line_a_probe(saved, tmp_path, capsys):
     assert capsys.readouterr().err == "error: unknown probe 'kmm', wanted some of knn, linear, attentive\n"
     assert tool.main([*given, "--probes", "attentive", "--queries", "7"]) == 1
     assert "num_queries is 7, wanted a divisor" in capsys.readouterr().err
+    for flag in ("--queries", "--epochs"):
+        assert tool.main([*given, flag, "0"]) == 1
+        assert capsys.readouterr().err == f"error: {flag[2:]} is 0, wanted at least 1\n"

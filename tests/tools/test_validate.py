@@ -131,3 +131,30 @@ def test_the_tool_fails_where_an_accuracy_is_not_reproduced_or_nothing_is_asked(
     assert capsys.readouterr().err == "error: no model to validate, wanted --checkpoint or --model\n"
     assert tool.main(["nowhere", "--checkpoint", saved[0]]) == 1
     assert capsys.readouterr().err == "error: nowhere is not a folder\n"
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--size", "0"], "size is 0, wanted at least 1"),
+        (["--crop-pct", "-1"], "crop_pct is -1.0, wanted at least 0.01"),
+        (["--batch-size", "0"], "batch_size is 0, wanted at least 1"),
+        (["--out", "results.xlsx"], "results.xlsx ends in '.xlsx', wanted .csv or .json"),
+    ],
+)
+def test_what_cannot_be_used_is_an_error_before_anything_is_measured(folder, saved, capsys, extra, message):
+    assert tool.main([str(folder), "--checkpoint", *saved, "--workers", "0", *extra]) == 1
+    assert capsys.readouterr() == ("", f"error: {message}\n")
+
+
+def test_a_checkpoint_that_fails_costs_no_result_of_those_before_it(folder, saved, capsys):
+    assert tool.main([str(folder), "--checkpoint", saved[0], "nowhere", "--workers", "0"]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{saved[0]}: top-1 ")
+    assert err.startswith("error: nowhere is not a saved model")
+
+
+def test_the_parts_of_a_data_set_are_not_counted_together(folder, tmp_path):
+    write_pictures(tmp_path / "train", per_class=2)
+    with pytest.raises(ValueError, match="several class folders of the name blue, wanted one part"):
+        validate("colours", ByColour(["red", "blue", "green"], [0, 2, 1]), tmp_path, workers=0)

@@ -53,7 +53,15 @@ def test_overrides_win_over_the_file_and_the_file_over_the_defaults(configure):
     [
         ("optimizer.lr=fast", "optimizer.lr: .*'fast'"),
         ("data.input_size=56", "data.input_size"),
-        ("optimizer=adamw", "adamw"),
+        ("optimizer=adamw", "optimizer=adamw: optimizer is 'adamw', wanted its keys: name, lr, weight_decay, ..."),
+        ("augment.transforms=[HorizontalFlip]", r"augment.transforms=\[HorizontalFlip\]: Cannot assign str"),
+        ("optimizer.weight_decay=-1", "optimizer.weight_decay is -1.0, wanted at least 0"),
+        ("optimizer.clip_grad=0", "optimizer.clip_grad is 0.0, wanted above 0"),
+        ("augment.mixup=-0.1", "augment.mixup is -0.1, wanted at least 0"),
+        ("augment.erasing=2", "augment.erasing is 2.0, wanted between 0 and 1"),
+        ("data.std=[1,0,1]", r"data.std is \[1.0, 0.0, 1.0\], wanted above 0"),
+        ("seed=-1", "seed is -1, wanted at least 0"),
+        ("keep_last=-1", "keep_last is -1, wanted at least 0"),
         ("schedule.epochs", "'schedule.epochs' is not of the form key=value"),
         ("schedule.epochs=0", "schedule.epochs is 0, wanted at least 1"),
         ("threads=0", "threads is 0, wanted at least 1"),
@@ -64,7 +72,6 @@ def test_overrides_win_over_the_file_and_the_file_over_the_defaults(configure):
         ("data.input_size=[3,56]", r"data.input_size is \[3, 56\], wanted \[channels"),
         ("resume=perhaps", "resume is 'perhaps', wanted true, false or auto"),
         ("precision=int8", "precision is 'int8', wanted auto, fp32, bf16 or fp16"),
-        ("output=???", "output is not set"),
     ],
 )
 def test_a_wrong_value_is_an_error_that_shows_it(configure, override, message):
@@ -72,16 +79,25 @@ def test_a_wrong_value_is_an_error_that_shows_it(configure, override, message):
         configure(override)
 
 
+def test_a_key_without_a_default_that_is_not_set_is_an_error(tmp_path):
+    file = tmp_path / "bare.yaml"
+    file.write_text("model: {name: test_nat}\nschedule: {epochs: 1}\n")
+    with pytest.raises(ValueError, match=r"output is not set; give it in .*bare\.yaml or as output=VALUE"):
+        load_config(file)
+
+
 def test_mixing_wants_an_even_batch(configure):
     with pytest.raises(ValueError, match=r"data\.batch_size is 7, wanted .* even where batches are mixed"):
         configure("augment.mixup=0.8", "data.batch_size=7")
 
 
-@pytest.mark.parametrize("text", [None, "model: [unclosed"])
-def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path, text):
+@pytest.mark.parametrize(
+    "content", [None, b"model: [unclosed", b"model: \xff", b"- model", b"model:", b"model: nat_mini"]
+)
+def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path, content):
     file = tmp_path / "broken.yaml"
-    if text is not None:
-        file.write_text(text)
+    if content is not None:
+        file.write_bytes(content)
     with pytest.raises(ValueError, match=r"broken\.yaml"):
         load_config(file)
 

@@ -40,7 +40,9 @@ def test_the_loss_is_the_weighted_sum_and_the_teacher_stays_as_it_was(configure,
     assert all(torch.equal(value, before[name]) for name, value in run.distill.teacher.model.state_dict().items())
 
 
-def test_a_teacher_of_other_classes_is_an_error(configure, tmp_path):
+def test_a_teacher_without_its_file_or_of_other_classes_is_an_error(configure, tmp_path):
+    with pytest.raises(ValueError, match=r"distill\.weights nowhere is not a file"):
+        Run(configure("distill.teacher=test_nat", "distill.weights=nowhere"))
     torch.save(timm.create_model("test_nat").state_dict(), tmp_path / "other.pth")
     with pytest.raises(ValueError, match="test_nat knows 1000 classes, wanted 3"):
         Run(configure("distill.teacher=test_nat", f"distill.weights={tmp_path / 'other.pth'}"))

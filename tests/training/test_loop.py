@@ -260,6 +260,11 @@ def test_a_copy_that_does_not_fit_removes_no_older_checkpoint(configure, monkeyp
     assert kept(run) == {1: 1}
 
 
+def test_an_output_that_is_a_file_is_an_error(configure, tmp_path):
+    with pytest.raises(ValueError, match=r"output .*tiny\.yaml is a file, wanted a folder"):
+        Run(configure(f"output={tmp_path / 'tiny.yaml'}"))
+
+
 def test_resuming_nothing_is_an_error(configure, tmp_path):
     with pytest.raises(ValueError, match=r"nothing to resume: .*last\.pt does not exist"):
         train(configure("resume=true"))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 
@@ -234,18 +234,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         if "=" not in override:
             raise ValueError(f"override {override!r} is not of the form key=value")
     try:
-        file = OmegaConf.load(path)
-        merged = OmegaConf.merge(OmegaConf.structured(Config), file, OmegaConf.from_dotlist(list(overrides)))
+        parts = [(path, OmegaConf.load(path))]
     except OSError as error:
         raise ValueError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a YAML file: {error}") from error
-    except ConfigKeyError as error:
-        nearest = _nearest(error.full_key, _dotted_keys(Config))
-        raise ValueError(f"unknown key {error.full_key!r}; the nearest known key is {nearest!r}") from error
-    except (OmegaConfBaseException, TypeError) as error:
-        where = getattr(error, "full_key", None) or path
-        raise ValueError(f"{where}: {str(error).splitlines()[0]}") from error
+    parts += [(override, OmegaConf.from_dotlist([override])) for override in overrides]
+    merged = OmegaConf.structured(Config)
+    for where, part in parts:
+        merged = _merged(merged, part, where)
     if missing := sorted(OmegaConf.missing_keys(merged)):
         raise ValueError(f"{missing[0]} is not set; give it in {path} or as {missing[0]}=VALUE")
     config = OmegaConf.to_object(merged)
@@ -261,6 +258,28 @@ def to_yaml(config: Config) -> str:
 def flatten(config: Config) -> dict[str, Any]:
     """The configuration as {dotted key: value}; lists and the free `kwargs` stay whole."""
     return dict(_items(config))
+
+
+def _merged(config: DictConfig, part: DictConfig | ListConfig, where: str | Path) -> DictConfig:
+    """`config` with the keys of `part`, which stand at `where`.
+
+    Raises:
+        ValueError: an unknown key, or a value of the wrong type.
+    """
+    if not isinstance(part, DictConfig):
+        raise ValueError(f"{where} holds a list, wanted keys with their values")
+    for item in fields(Config):
+        value = part.get(item.name) if item.name in part else {}
+        if is_dataclass(item.type) and not isinstance(value, (dict, DictConfig)):
+            keys = ", ".join(key.name for key in fields(item.type)[:3])
+            raise ValueError(f"{where}: {item.name} is {value!r}, wanted its keys: {keys}, ...")
+    try:
+        return OmegaConf.merge(config, part)
+    except ConfigKeyError as error:
+        nearest = _nearest(error.full_key, _dotted_keys(Config))
+        raise ValueError(f"unknown key {error.full_key!r}; the nearest known key is {nearest!r}") from error
+    except (OmegaConfBaseException, TypeError) as error:
+        raise ValueError(f"{getattr(error, 'full_key', None) or where}: {str(error).splitlines()[0]}") from error
 
 
 def _items(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -292,6 +311,21 @@ def _nearest(unknown: str, known: Iterable[str]) -> str:
     return max(known, key=likeness)
 
 
+_NOT_NEGATIVE = (
+    "data.workers",
+    "augment.mixup",
+    "augment.cutmix",
+    "optimizer.weight_decay",
+    "schedule.warmup_epochs",
+    "schedule.cooldown_epochs",
+    "schedule.warmup_lr",
+    "schedule.min_lr",
+    "keep_last",
+    "keep_best",
+    "examples",
+)
+
+
 def _check_ranges(config: Config) -> None:
     """Raises ValueError for the first value outside what the training can mean; None means that a key is off."""
     mixes = config.augment.mixup > 0 or config.augment.cutmix > 0
@@ -301,11 +335,17 @@ def _check_ranges(config: Config) -> None:
             lambda size: size >= 1 and not (mixes and size % 2),
             "at least 1, even where batches are mixed",
         ),
-        "data.workers": (lambda count: count >= 0, "at least 0"),
+        "data.crop_pct": (lambda share: share > 0, "above 0"),
+        "data.std": (lambda values: min(values, default=0) > 0, "above 0"),
+        "augment.erasing": (lambda share: 0 <= share <= 1, "between 0 and 1"),
+        "augment.mix_prob": (lambda share: 0 <= share <= 1, "between 0 and 1"),
+        "augment.switch_prob": (lambda share: 0 <= share <= 1, "between 0 and 1"),
         "data.val_fraction": (lambda share: 0 < share < 1, "between 0 and 1"),
         "data.limit": (lambda count: count >= 1, "at least 1"),
         "data.input_size": (lambda size: len(size) == 3 and min(size) >= 1, "[channels, height, width]"),
         "optimizer.lr": (lambda rate: rate > 0, "above 0"),
+        "optimizer.layer_decay": (lambda factor: 0 < factor <= 1, "above 0, at most 1"),
+        "optimizer.clip_grad": (lambda norm: norm > 0, "above 0"),
         "optimizer.accumulate": (lambda count: count >= 1, "at least 1"),
         "distill.weight": (lambda share: 0 < share <= 1, "above 0, at most 1"),
         "distill.temperature": (lambda temperature: temperature > 0, "above 0"),
@@ -314,14 +354,14 @@ def _check_ranges(config: Config) -> None:
         "ema_decay": (lambda decay: 0 < decay < 1, "between 0 and 1"),
         "resume": (lambda value: value in (True, False, "auto"), "true, false or auto"),
         "checkpoint_every": (lambda count: count >= 1, "at least 1"),
-        "keep_last": (lambda count: count >= 0, "at least 0"),
-        "keep_best": (lambda count: count >= 0, "at least 0"),
+        "seed": (lambda seed: 0 <= seed < 2**32, "at least 0, below 2**32"),
         "time_loop": (lambda count: count >= 1, "at least 1"),
         "threads": (lambda count: count >= 1, "at least 1"),
         "device": (lambda name: name in ("auto", "cpu"), "auto or cpu"),
         "precision": (lambda name: name in ("auto", "fp32", "bf16", "fp16"), "auto, fp32, bf16 or fp16"),
     }
     values = flatten(config)
+    wanted |= dict.fromkeys(_NOT_NEGATIVE, (lambda value: value >= 0, "at least 0"))
     for key, (good, range_) in wanted.items():
         if values[key] is not None and not good(values[key]):
             raise ValueError(f"{key} is {values[key]!r}, wanted {range_}")

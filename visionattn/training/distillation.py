@@ -1,6 +1,7 @@
 """The loss of a student that learns from a teacher; the teacher and its normalisation are timm's."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ class Distillation:
         self, config: DistillConfig, num_classes: int, data_config: Mapping[str, Any], device: torch.device
     ) -> None:
         self.config = config
+        if config.weights is not None and not Path(config.weights).is_file():
+            raise ValueError(f"distill.weights {config.weights} is not a file")
         source = ModelConfig(name=config.teacher, pretrained=config.weights is None, weights=config.weights)
         model = build_model(source, None, data_config["input_size"])
         if model.num_classes != num_classes:

@@ -100,6 +100,8 @@ class RunFolder:
             ValueError: the folder holds a run that is not to be resumed, or of another configuration, or there is
                 nothing to resume.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"output {self.path} is a file, wanted a folder")
         if not self.last.is_file():
             if config.resume is True:
                 raise ValueError(f"nothing to resume: {self.last} does not exist")

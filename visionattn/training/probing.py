@@ -145,10 +145,14 @@ def probe_features(
         epochs: of the attentive probe.
 
     Raises:
-        ValueError: data that cannot be read, an unknown probe, or queries that do not divide the channels.
+        ValueError: data that cannot be read, an unknown probe, a number out of range, or queries that do not divide the
+            channels.
     """
     if unknown := set(probes) - set(PROBES):
         raise ValueError(f"unknown probe {min(unknown)!r}, wanted some of {', '.join(PROBES)}")
+    for key, value in (("queries", num_queries), ("epochs", epochs), ("batch_size", config.batch_size)):
+        if value < 1:
+            raise ValueError(f"{key} is {value}, wanted at least 1")
     source = open_source(config, seed=0)
     data_config = resolve_input_data_config(model, use_test_size=True)
     transform, mode = create_transform(**data_config), MODES[data_config["input_size"][0]]

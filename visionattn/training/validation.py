@@ -112,11 +112,18 @@ def validate(
         real: count against the several right classes of ImageNet-ReaL and leave out the pictures that have none.
 
     Raises:
-        ValueError: no such folder, a class folder that means no class of the model, a picture that cannot be read.
+        ValueError: no such folder, a class folder that means no class of the model or occurs twice, a picture that
+            cannot be read, a number out of range.
     """
     if not Path(root).is_dir():
         raise ValueError(f"{root} is not a folder")
+    for key, value, low in (("size", size, 1), ("crop_pct", crop_pct, 0.01), ("batch_size", batch_size, 1)):
+        if value is not None and value < low:
+            raise ValueError(f"{key} is {value}, wanted at least {low}")
     reader = create_dataset("", root=str(root), search_split=False).reader
+    if len(places := sorted({Path(path).parent for path, _ in reader.samples})) > len(reader.class_to_idx):
+        twice = next(place for place in places if sum(place.name == other.name for other in places) > 1)
+        raise ValueError(f"{root} holds several class folders of the name {twice.name}, wanted one part of the data")
     folders = sorted(reader.class_to_idx, key=reader.class_to_idx.get)
     outputs = torch.tensor(class_outputs(model, folders))
     asked: dict[str, Any] = {"crop_pct": crop_pct}
@@ -180,15 +187,20 @@ def published_top1(name: str) -> float | None:
     return published(entry).get("top1") if notes else None
 
 
+def check_ending(path: str | Path) -> None:
+    """Raises ValueError unless `write_results` can write `path`, to be known before hours of validation."""
+    if Path(path).suffix not in (".csv", ".json"):
+        raise ValueError(f"{path} ends in {Path(path).suffix!r}, wanted .csv or .json")
+
+
 def write_results(results: Sequence[Accuracy], path: str | Path) -> None:
     """Writes a row a model, as CSV or JSON by the ending of `path`.
 
     Raises:
         ValueError: another ending.
     """
+    check_ending(path)
     path, rows = Path(path), [asdict(result) for result in results]
-    if path.suffix not in (".csv", ".json"):
-        raise ValueError(f"{path} ends in {path.suffix!r}, wanted .csv or .json")
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(rows, indent=1) + "\n" if path.suffix == ".json" else _as_csv(rows))
 
