@@ -1,5 +1,6 @@
 import math
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import timm
 import torch
 import yaml
 from timm.models import get_pretrained_cfg
+from zoo import PUBLISHED
 
 from visionattn.registry import published
 from visionattn.training.config import Config, ScheduleConfig, flatten, load_config, to_yaml
@@ -142,6 +144,14 @@ def test_the_expected_accuracy_of_every_recipe_is_the_one_in_the_registry():
             assert published(entry)["top1"] == float(expected.group(1)), path
             compared += 1
     assert compared >= 30
+
+
+def test_the_models_without_a_recipe_are_those_that_the_page_names():
+    page = (CONFIGS[0].parent / "README.md").read_text()
+    patterns = re.findall(r"`([a-z0-9_*]+)`", page.partition("## Recipes that are not here")[2].partition("\n## ")[0])
+    without = set(PUBLISHED) - {path.stem.removesuffix("_in22k_ft_in1k") for path in CONFIGS}
+    assert without == {name for name in PUBLISHED if any(fnmatch(name, pattern) for pattern in patterns)}
+    assert all(any(fnmatch(name, pattern) for name in without) for pattern in patterns)
 
 
 def test_a_polynomial_schedule_is_a_straight_line():
