@@ -1,6 +1,6 @@
 """Cases for the kernels alone: what the cases of all operators leave out, because on the CPU it makes no difference."""
 
-from visionattn_kernels.testing import CASES, Case, aggregate, halo, linear, neighborhood, routed
+from visionattn_kernels.testing import CASES, Case, aggregate, flow, halo, linear, neighborhood, routed
 from visionattn_kernels.triton.evidence import OPERATORS
 
 TARGETED: dict[str, list[Case]] = {
@@ -30,6 +30,11 @@ TARGETED: dict[str, list[Case]] = {
         linear(1, 1, 70, 128, normalization="magnitude", feature_map="elu_plus_one", rotary=True),
         linear(1, 2, 70, 104, 40, normalization="division", feature_map="relu", epsilon=100.0, scale=True),
         linear(1, 1, 33, 16, 128, normalization="subtraction", feature_map="elu_plus_one"),
+    ],
+    "flow_attention": [
+        flow(1, 1, 70, 128),
+        flow(1, 2, 70, 104, 40, epsilon=0.01),
+        flow(1, 1, 33, 16, 128),
     ],
 }
 

@@ -42,7 +42,7 @@ def guarded(x: Tensor) -> Tensor:
 
 # The longest third axis and the most positions that the interpreter, which takes 50 ms and more a program, is asked to
 # run: enough to meet every edge that a program has. Of regions so few, routes name one more than once.
-LONGEST = {"linear_attention": 600, "neighborhood_aggregate": 17, "routed_attention": 3}
+LONGEST = {"linear_attention": 600, "flow_attention": 600, "neighborhood_aggregate": 17, "routed_attention": 3}
 POSITIONS = {"neighborhood_aggregate": 350, "halo_attention": 150}
 
 # Arguments whose first axis is that of the heads.

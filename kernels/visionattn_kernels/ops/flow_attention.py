@@ -22,7 +22,7 @@ from torch import Tensor
 
 from visionattn_kernels.cpu import flow_attention as cpu
 from visionattn_kernels.layout import empty_map
-from visionattn_kernels.op import Operator, define, no_autocast, register
+from visionattn_kernels.op import Operator, define, launcher, no_autocast, register
 from visionattn_kernels.ops.checks import check_epsilon, check_tokens
 
 
@@ -94,6 +94,7 @@ _forward = define(
     "(Tensor query, Tensor key, Tensor value, float epsilon) -> (Tensor, Tensor, Tensor, Tensor)",
     cpu=cpu.forward,
     fake=_forward_fake,
+    cuda=launcher("flow_attention", "forward"),
 )
 _backward = define(
     "flow_attention_backward",
@@ -101,6 +102,7 @@ _backward = define(
     "float epsilon) -> (Tensor, Tensor, Tensor)",
     cpu=cpu.backward,
     fake=_backward_fake,
+    cuda=launcher("flow_attention", "backward"),
 )
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
 register(Operator("flow_attention", flow_attention, reference, reference))

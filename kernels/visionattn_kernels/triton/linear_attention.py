@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
 from visionattn_kernels.layout import empty_map
-from visionattn_kernels.triton.launch import Launch, check_dtype, padded_dim, run
+from visionattn_kernels.triton.launch import Launch, check_dtype, run
 from visionattn_kernels.triton.linear_attention_kernels import (
     linear_attention_bwd_key_value_kernel,
     linear_attention_bwd_query_kernel,
@@ -19,81 +18,61 @@ from visionattn_kernels.triton.linear_attention_kernels import (
     linear_attention_sums_kernel,
 )
 from visionattn_kernels.triton.tiles import entry_of
-from visionattn_kernels.triton.tokens import sum_pieces_kernel
-
-
-class Tiles(NamedTuple):
-    """How a kernel cuts its work; an entry of the tables below.
-
-    Attributes:
-        block: Tokens at a time.
-        columns: Channels of values at a time, at most; None where a kernel takes all.
-        num_warps, num_stages: As of `Launch`.
-    """
-
-    block: int
-    columns: int | None
-    num_warps: int
-    num_stages: int
-
-
-# Tokens that a program sums. In 16 bits its sums take as much memory as 3 % of its keys and values at 16 channels and
-# 25 % at 128. A map of 56x56 makes seven pieces a head.
-PIECE = 512
+from visionattn_kernels.triton.token_tiles import PIECE, TokenTiles, sum_launch, token_launch
 
 # The tables, by bytes an element and padded dim, the wider of that of keys and of values. The rule is 64 tokens at a
 # time, 32 channels of values, 4 warps and two stages. Where that spills a register on some chip, the entry is the first
 # that does not of: 8 warps, 16 channels, half the tokens. Comments name the last choice that spilled and where;
 # `tools/compile_kernels.py` shows that the entry does not.
 SUMS = {
-    (2, 16): Tiles(64, None, 4, 2),
-    (2, 32): Tiles(64, None, 4, 2),
-    (2, 64): Tiles(64, None, 4, 2),
-    (2, 128): Tiles(16, None, 8, 2),  # 16 tokens with 4 warps: sm_80
-    (4, 16): Tiles(64, None, 4, 2),
-    (4, 32): Tiles(64, None, 4, 2),
-    (4, 64): Tiles(16, None, 8, 2),  # 16 tokens with 4 warps: sm_100
-    (4, 128): Tiles(32, None, 8, 2),  # 4 warps: sm_80
+    (2, 16): TokenTiles(64, None, 4, 2),
+    (2, 32): TokenTiles(64, None, 4, 2),
+    (2, 64): TokenTiles(64, None, 4, 2),
+    (2, 128): TokenTiles(16, None, 8, 2),  # 16 tokens with 4 warps: sm_80
+    (4, 16): TokenTiles(64, None, 4, 2),
+    (4, 32): TokenTiles(64, None, 4, 2),
+    (4, 64): TokenTiles(16, None, 8, 2),  # 16 tokens with 4 warps: sm_100
+    (4, 128): TokenTiles(32, None, 8, 2),  # 4 warps: sm_80
 }
 FORWARD = {
-    (2, 16): Tiles(64, 32, 4, 2),
-    (2, 32): Tiles(64, 32, 8, 2),  # 4 warps: sm_100
-    (2, 64): Tiles(64, 32, 4, 2),
-    (2, 128): Tiles(64, 16, 4, 2),  # 32 channels with 8 warps: sm_80
-    (4, 16): Tiles(64, 32, 4, 2),
-    (4, 32): Tiles(64, 32, 4, 2),
-    (4, 64): Tiles(64, 16, 8, 2),  # 4 warps: sm_80
-    (4, 128): Tiles(16, 16, 8, 2),  # 4 warps: sm_80
+    (2, 16): TokenTiles(64, 32, 4, 2),
+    (2, 32): TokenTiles(64, 32, 8, 2),  # 4 warps: sm_100
+    (2, 64): TokenTiles(64, 32, 4, 2),
+    (2, 128): TokenTiles(64, 16, 4, 2),  # 32 channels with 8 warps: sm_80
+    (4, 16): TokenTiles(64, 32, 4, 2),
+    (4, 32): TokenTiles(64, 32, 4, 2),
+    (4, 64): TokenTiles(64, 16, 8, 2),  # 4 warps: sm_80
+    (4, 128): TokenTiles(16, 16, 8, 2),  # 4 warps: sm_80
 }
 BACKWARD_QUERY = {
-    (2, 16): Tiles(64, 32, 4, 2),
-    (2, 32): Tiles(64, 32, 8, 2),  # 4 warps: sm_100
-    (2, 64): Tiles(64, 32, 8, 2),  # 4 warps: sm_80
-    (2, 128): Tiles(64, 32, 8, 2),  # 4 warps: sm_80
-    (4, 16): Tiles(64, 32, 4, 2),
-    (4, 32): Tiles(64, 32, 4, 2),
-    (4, 64): Tiles(64, 32, 8, 2),  # 4 warps: sm_80
-    (4, 128): Tiles(32, 16, 4, 2),  # 32 tokens and channels with 8 warps: gfx942
+    (2, 16): TokenTiles(64, 32, 4, 2),
+    (2, 32): TokenTiles(64, 32, 8, 2),  # 4 warps: sm_100
+    (2, 64): TokenTiles(64, 32, 8, 2),  # 4 warps: sm_80
+    (2, 128): TokenTiles(64, 32, 8, 2),  # 4 warps: sm_80
+    (4, 16): TokenTiles(64, 32, 4, 2),
+    (4, 32): TokenTiles(64, 32, 4, 2),
+    (4, 64): TokenTiles(64, 32, 8, 2),  # 4 warps: sm_80
+    (4, 128): TokenTiles(32, 16, 4, 2),  # 32 tokens and channels with 8 warps: gfx942
 }
 BACKWARD_SUMS = {
-    (2, 16): Tiles(64, None, 4, 2),
-    (2, 32): Tiles(64, None, 4, 2),
-    (2, 64): Tiles(32, None, 8, 2),  # 4 warps: sm_100
-    (2, 128): Tiles(16, None, 8, 2),  # 32 tokens: sm_80
-    (4, 16): Tiles(64, None, 4, 2),
-    (4, 32): Tiles(64, None, 4, 2),
-    (4, 64): Tiles(32, None, 4, 2),  # 64 tokens with 8 warps: sm_80
-    (4, 128): Tiles(16, None, 8, 2),
+    (2, 16): TokenTiles(64, None, 4, 2),
+    (2, 32): TokenTiles(64, None, 4, 2),
+    (2, 64): TokenTiles(32, None, 8, 2),  # 4 warps: sm_100
+    (2, 128): TokenTiles(16, None, 8, 2),  # 32 tokens: sm_80
+    (4, 16): TokenTiles(64, None, 4, 2),
+    (4, 32): TokenTiles(64, None, 4, 2),
+    (4, 64): TokenTiles(32, None, 4, 2),  # 64 tokens with 8 warps: sm_80
+    (4, 128): TokenTiles(16, None, 8, 2),
 }
 BACKWARD_KEY_VALUE = {
-    (2, 16): Tiles(64, 32, 4, 2),
-    (2, 32): Tiles(64, 32, 4, 2),
-    (2, 64): Tiles(64, 16, 4, 2),  # 32 channels with 8 warps: sm_80
-    (2, 128): Tiles(64, 16, 8, 2),  # 4 warps: sm_80
-    (4, 16): Tiles(64, 32, 4, 2),
-    (4, 32): Tiles(64, 32, 4, 2),
-    (4, 64): Tiles(64, 32, 4, 2),
-    (4, 128): Tiles(64, 32, 8, 2),  # 4 warps: sm_80
+    (2, 16): TokenTiles(64, 32, 4, 2),
+    (2, 32): TokenTiles(64, 32, 4, 2),
+    (2, 64): TokenTiles(64, 16, 4, 2),  # 32 channels with 8 warps: sm_80
+    (2, 128): TokenTiles(64, 16, 8, 2),  # 4 warps: sm_80
+    (4, 16): TokenTiles(64, 32, 4, 2),
+    (4, 32): TokenTiles(64, 32, 4, 2),
+    (4, 64): TokenTiles(64, 32, 4, 2),
+    (4, 128): TokenTiles(64, 32, 8, 2),  # 4 warps: sm_80
 }
 
 
@@ -110,9 +89,9 @@ def forward_launches(query, key, value, scale, rotary, normalization, feature_ma
     keys, queries = {"key": key, "value": value}, {"query": query, "out": out}
     rule = _rule(means, query, scale, normalization, epsilon)
     return (out, *means), [
-        _launch(linear_attention_sums_kernel, SUMS, keys, value, 1, PIECE, **sums, **settings),
+        token_launch(linear_attention_sums_kernel, SUMS, keys, value, 1, PIECE, **sums, **settings),
         *_mean_launches(pieces, means, query),
-        _launch(linear_attention_fwd_kernel, FORWARD, queries, value, 1, **rule, **settings),
+        token_launch(linear_attention_fwd_kernel, FORWARD, queries, value, 1, **rule, **settings),
     ]
 
 
@@ -142,7 +121,7 @@ def backward_launches(
     queries = {"query": query, "grad": grad}
     keys = {"key": key, "value": value, "grad_key": grad_key, "grad_value": grad_value}
     return (grad_query, grad_key, grad_value, grad_scale), [
-        _launch(
+        token_launch(
             linear_attention_bwd_query_kernel,
             BACKWARD_QUERY,
             queries | {"grad_query": grad_query},
@@ -150,9 +129,9 @@ def backward_launches(
             1,
             **of_queries,
         ),
-        _launch(linear_attention_bwd_sums_kernel, BACKWARD_SUMS, queries, value, 1, PIECE, **of_sums),
+        token_launch(linear_attention_bwd_sums_kernel, BACKWARD_SUMS, queries, value, 1, PIECE, **of_sums),
         *_mean_launches(pieces, grad_means, query),
-        _launch(linear_attention_bwd_key_value_kernel, BACKWARD_KEY_VALUE, keys, value, 2, **of_keys),
+        token_launch(linear_attention_bwd_key_value_kernel, BACKWARD_KEY_VALUE, keys, value, 2, **of_keys),
     ]
 
 
@@ -187,51 +166,6 @@ def _rule(means, query: Tensor, scale: Tensor, normalization: str, epsilon: floa
 def _mean_launches(pieces, means, query: Tensor) -> list[Launch]:
     """Launches that make `means` of the sums in `pieces`."""
     return [sum_launch(piece, mean, 1 / query.shape[2]) for piece, mean in zip(pieces, means, strict=True)]
-
-
-def sum_launch(pieces: Tensor, out: Tensor, factor: float) -> Launch:
-    """The launch that adds up the third axis of `pieces`, contiguous (B, heads, pieces, ...), times `factor`."""
-    batch, heads, count = pieces.shape[:3]
-    length, block = math.prod(out.shape[2:]), 256
-    arguments = {"pieces_ptr": pieces, "out_ptr": out, "length": length, "pieces": count}
-    arguments |= {"factor": factor, "BLOCK": block}
-    return Launch(sum_pieces_kernel, batch * heads * triton.cdiv(length, block), arguments, 4, 2, 0)
-
-
-def _launch(
-    kernel, table, tensors: dict[str, Tensor], value: Tensor, products: int, piece: int | None = None, **others: Any
-) -> Launch:
-    """The launch of `kernel` over all tokens of all heads, cut as `table` says.
-
-    Args:
-        kernel: The kernel.
-        table: Its tiles.
-        tensors: Arguments (B, heads, N, ...), passed with their strides; the first has the channels of queries.
-        value: Gives the channels of values.
-        products: Multiplications of a token for each pair of a channel of queries and one of values.
-        piece: Tokens that a program sums; None where it owns a block.
-        others: Other arguments, passed as they are.
-    """
-    first = next(iter(tensors.values()))
-    batch, heads, tokens, dim = first.shape
-    block, columns, num_warps, num_stages = table[entry_of(first, value)]
-    count, padded = triton.cdiv(tokens, piece or block), padded_dim(value.shape[3])
-    arguments = {
-        **{f"{name}_ptr": x for name, x in tensors.items()},
-        **{f"{name}_strides": x.stride() for name, x in tensors.items()},
-        **others,
-        "heads": heads,
-        "tokens": tokens,
-        "pieces": count,
-        "BLOCK": block,
-        "DIM": dim,
-        "DIM_E": value.shape[3],
-        "BLOCK_D": padded_dim(dim),
-        **({"PIECE": piece, "BLOCK_E": padded} if piece else {}),
-        **({"COLUMNS": min(columns, padded)} if columns else {}),
-    }
-    flops = 2 * products * batch * heads * tokens * dim * value.shape[3]
-    return Launch(kernel, batch * heads * count, arguments, num_warps, num_stages, flops)
 
 
 def forward(query, key, value, scale, rotary, normalization, feature_map, epsilon):

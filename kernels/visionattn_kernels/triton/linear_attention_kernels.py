@@ -17,6 +17,7 @@ from visionattn_kernels.triton.tokens import (
     load_matrix,
     load_tokens,
     load_vector,
+    locate_block,
     locate_tokens,
     store_matrix,
     store_tokens,
@@ -228,11 +229,8 @@ def linear_attention_fwd_kernel(
     dtype: tl.constexpr = query_ptr.dtype.element_ty
     wide: tl.constexpr = FEATURE_MAP == "elu_plus_one" or rotary_ptr is not None
     means = moments_ptr, key_mean_ptr, value_mean_ptr
-    plane, block = locate_tokens(heads, pieces)
-    head = plane[0] * heads + plane[1]
+    plane, head, places, inside = locate_block(heads, tokens, pieces, BLOCK)
     scale = tl.load(scale_ptr + plane[1] * scale_stride).to(tl.float32)
-    places = block * BLOCK + tl.arange(0, BLOCK)
-    inside = places < tokens
     # [BLOCK, BLOCK_D]
     features = _features(load_tokens(query_ptr, places, plane, inside, query_strides, DIM, BLOCK_D), FEATURE_MAP)
     # [BLOCK]
@@ -314,12 +312,9 @@ def linear_attention_bwd_query_kernel(
     """Gradient of a block of queries, the block's share of the scale's, and three numbers a token."""
     dtype: tl.constexpr = query_ptr.dtype.element_ty
     means = moments_ptr, key_mean_ptr, value_mean_ptr
-    plane, block = locate_tokens(heads, pieces)
-    head = plane[0] * heads + plane[1]
+    plane, head, places, inside = locate_block(heads, tokens, pieces, BLOCK)
     scale = tl.load(scale_ptr + plane[1] * scale_stride).to(tl.float32)
     key_mean = load_vector(key_mean_ptr, head, DIM, BLOCK_D)
-    places = block * BLOCK + tl.arange(0, BLOCK)
-    inside = places < tokens
     # [BLOCK, BLOCK_D], [BLOCK]
     grad_turned = tl.zeros([BLOCK, BLOCK_D], tl.float32)
     along_mean = tl.zeros([BLOCK], tl.float32)
@@ -380,10 +375,7 @@ def linear_attention_bwd_key_value_kernel(
     dtype: tl.constexpr = key_ptr.dtype.element_ty
     centred: tl.constexpr = NORMALIZATION == "subtraction"
     wide: tl.constexpr = FEATURE_MAP == "elu_plus_one" or rotary_ptr is not None or centred
-    plane, block = locate_tokens(heads, pieces)
-    head = plane[0] * heads + plane[1]
-    places = block * BLOCK + tl.arange(0, BLOCK)
-    inside = places < tokens
+    plane, head, places, inside = locate_block(heads, tokens, pieces, BLOCK)
     # [BLOCK, BLOCK_D]
     grad_key = tl.zeros([BLOCK, BLOCK_D], tl.float32)
     for first in range(0, DIM_E, COLUMNS):

@@ -21,6 +21,14 @@ def locate_tokens(heads, pieces):
 
 
 @triton.jit
+def locate_block(heads, tokens, pieces, BLOCK: tl.constexpr):
+    """What this program owns of one head: its image and head, its number, [BLOCK] places and whether they exist."""
+    plane, block = locate_tokens(heads, pieces)
+    places = block * BLOCK + tl.arange(0, BLOCK)
+    return plane, plane[0] * heads + plane[1], places, places < tokens
+
+
+@triton.jit
 def _entries(ptr, places, plane, inside, strides, first, DIM: tl.constexpr, BLOCK: tl.constexpr):
     """Pointers to BLOCK channels from `first` on of tokens of a head, and which of them exist.
 
@@ -122,12 +130,18 @@ def wide_dot(a, b, dtype: tl.constexpr, WIDE_A: tl.constexpr, WIDE_B: tl.constex
 
 
 @triton.jit
-def sum_pieces_kernel(pieces_ptr, out_ptr, length, pieces, factor, BLOCK: tl.constexpr):
-    """Sums over the middle axis of (planes, pieces, length), contiguous, in order, times `factor`."""
+def sum_pieces_kernel(pieces_ptr, divisor_ptr, out_ptr, out_stride, length, pieces, factor, BLOCK: tl.constexpr):
+    """Sums over the middle axis of (planes, pieces, length), contiguous, in order, times `factor`.
+
+    Where `divisor_ptr` is not None, the sums of a plane are divided by its number there.
+    """
     blocks = tl.cdiv(length, BLOCK)
     plane = (tl.program_id(0) // blocks).to(tl.int64)
     index = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
     for piece in range(pieces):
         total += tl.load(pieces_ptr + (plane * pieces + piece) * length + index, mask=index < length, other=0.0)
-    tl.store(out_ptr + plane * length + index, total * factor, mask=index < length)
+    total = total * factor
+    if divisor_ptr is not None:
+        total = total / tl.load(divisor_ptr + plane)
+    tl.store(out_ptr + plane * out_stride + index, total, mask=index < length)
