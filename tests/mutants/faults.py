@@ -56,6 +56,9 @@ ROUTED_KERNELS = interpreter("routed_attention", "1x3x25x1x8")
 HALO_KERNELS = interpreter("halo_attention", "2x2x10x11x12")
 LINEAR_KERNELS = interpreter("linear_attention", "2x2x101x16")
 CLAMPED_KERNELS = interpreter("linear_attention", "2x1x13x8")
+FLOW_KERNELS = interpreter("flow_attention", "1x2x53x8")
+EPSILON_KERNELS = interpreter("flow_attention", "3x1x7x8")
+ROUNDED_KERNELS = ("-m", "kernels", "tests/kernels/test_triton_flow_attention.py", "-k", "bfloat16")
 WIDE_KERNELS = ("-m", "kernels", "tests/kernels/test_triton_linear_attention.py", "-k", "wide")
 
 # By file: name, before, after, tests.
@@ -268,6 +271,63 @@ _FAULTS = {
             "by_z, by_value = scale * by_scaled_z, -z * scale",
             "by_z, by_value = scale * by_scaled_z, z * scale",
             LINEAR_KERNELS,
+        ),
+    ],
+    f"{TRITON}/flow_attention.py": [
+        (
+            "sum instead of the mean of what competes",
+            "sum_launch(means, mean, 1 / tokens)",
+            "sum_launch(means, mean, 1.0)",
+            FLOW_KERNELS,
+        ),
+        (
+            "moments of odds that add up to one",
+            "moments, float(tokens), partition",
+            "moments, 1.0, partition",
+            FLOW_KERNELS,
+        ),
+    ],
+    f"{TRITON}/flows.py": [
+        (
+            "features of what is not there",
+            "exists = inside[:, None]\n",
+            "exists = inside[:, None] | True\n",
+            FLOW_KERNELS,
+        ),
+        ("features of channels that are not there", "if DIM < BLOCK_D:", "if DIM < 0:", FLOW_KERNELS),
+        ("epsilon of one channel", "tl.sum(total, 0) + DIM * epsilon", "tl.sum(total, 0) + epsilon", EPSILON_KERNELS),
+        ("epsilon missing backward", " + epsilon * tl.sum(weights, 0)", "", EPSILON_KERNELS),
+        ("odds unclamped", "tl.exp(tl.minimum(tl.maximum(source, -1.0), 1.0))", "tl.exp(source)", FLOW_KERNELS),
+        ("the kernel's slope beyond the clamp", "inside & (tl.abs(source) <= 1)", "inside", FLOW_KERNELS),
+        ("sources of what is not there", "inside & (tl.abs(source) <= 1)", "tl.abs(source) <= 1", EPSILON_KERNELS),
+        ("mean not taken off", "(along - tl.load(mean_ptr + head))", "along", FLOW_KERNELS),
+        ("gradient of features", "gradient * features * (1 - features)", "gradient", FLOW_KERNELS),
+    ],
+    f"{TRITON}/flow_attention_kernels.py": [
+        (
+            "odds of what is not there",
+            "tl.where(inside, odds_of(flow_of(features, of_taken, inside, epsilon, DIM)), 0.0)",
+            "odds_of(flow_of(features, of_taken, inside, epsilon, DIM))",
+            FLOW_KERNELS,
+        ),
+        (
+            "queries over the flow of queries",
+            "flow_of(query, of_k, inside",
+            "flow_of(query, of_q, inside",
+            FLOW_KERNELS,
+        ),
+        ("gate without what it divides by", "by_taken = -(along + tl.sum", "by_taken = -(tl.sum", FLOW_KERNELS),
+        (
+            "weighted features in 16 bits",
+            "wide_dot(tl.trans(features * odds[:, None]), values, dtype, True, False)",
+            "wide_dot(tl.trans(features * odds[:, None]), values, dtype, False, False)",
+            ROUNDED_KERNELS,
+        ),
+        (
+            "moments in 16 bits backward",
+            "tl.trans(matrix), ptr.dtype.element_ty, False, True)",
+            "tl.trans(matrix), ptr.dtype.element_ty, False, False)",
+            ROUNDED_KERNELS,
         ),
     ],
     f"{LAYERS}/neighborhood.py": [
