@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
-from training.generated import TINY, write_pictures
+from training.generated import TINY, write_pictures, write_shards
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +28,12 @@ def pictures(tmp_path_factory) -> Path:
     write_pictures(root / "train", per_class=8)
     write_pictures(root / "validation", per_class=4, seed=1)
     return root
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory) -> Path:
+    """What `write_shards` writes."""
+    return write_shards(tmp_path_factory.mktemp("shards"))
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,9 @@ import torch
 from visionattn.training.run import Run
 
 SCRIPT = str(Path(__file__).with_name("two_processes.py"))
-# 24 pictures: 3 updates of 8. 13 of 14 validation pictures would be padded by the even batches of two processes.
+# 24 pictures: 3 updates of 8. The 12 to validate are three batches of 4, which two processes pad with a fourth.
 SAME = ("optimizer.name=sgd", "optimizer.lr=0.1", "optimizer.weight_decay=0", "schedule.warmup_epochs=1")
+SAME += ("ema_decay=0.9",)
 
 
 def free_port() -> int:
@@ -72,8 +73,20 @@ def test_two_processes_share_the_pictures_and_each_is_seen_once(ranks):
 def test_two_processes_count_each_validation_picture_once(ranks):
     one, two = ranks
     for rank in two:
-        assert rank["row"]["val_top1"] == pytest.approx(one["row"]["val_top1"], abs=1e-9)
-        assert rank["row"]["val_loss"] == pytest.approx(one["row"]["val_loss"], rel=1e-5)
+        for model in ("val", "ema"):
+            assert rank["row"][f"{model}_top1"] == pytest.approx(one["row"][f"{model}_top1"], abs=1e-9)
+            assert rank["row"][f"{model}_loss"] == pytest.approx(one["row"][f"{model}_loss"], rel=1e-5)
+    assert one["row"]["val_loss"] != pytest.approx(one["row"]["ema_loss"], rel=1e-2)
+
+
+def test_two_processes_read_a_stream_and_no_picture_of_it_is_seen_twice(shards, tmp_path):
+    two = found_by(2, tmp_path / "out", "data.reader=wds", f"data.root={shards}")
+    seen = two[0]["seen"] + two[1]["seen"]
+    assert len(set(seen)) == len(seen)
+    # The shortest three of the seven shards hold 15 pictures, which every process has in batches of 4.
+    assert [len(rank["seen"]) for rank in two] == [12, 12]
+    assert torch.equal(two[0]["weights"], two[1]["weights"])
+    assert two[0]["row"]["val_loss"] == two[1]["row"]["val_loss"]
 
 
 def test_the_schedule_steps_once_an_update_whatever_the_processes(ranks):
@@ -87,7 +100,8 @@ def test_two_processes_that_share_the_weights_train_as_one_with_the_doubled_batc
     shared = found_by(2, tmp_path / "shared", f"data.root={pictures}", "fsdp=true", "optimizer.clip_grad=1000")
     for rank in shared:
         assert rank["row"]["train_loss"] == pytest.approx(one["row"]["train_loss"], rel=1e-5)
-        assert rank["row"]["val_loss"] == pytest.approx(one["row"]["val_loss"], rel=1e-5)
+        for model in ("val", "ema"):
+            assert rank["row"][f"{model}_loss"] == pytest.approx(one["row"][f"{model}_loss"], rel=1e-5)
     # Every weight is cut along its first axis, so that the halves differ where that is short, but neither is all.
     assert min(rank["held"] for rank in shared) > len(one["weights"]) / 4
     assert shared[0]["held"] + shared[1]["held"] == len(one["weights"]) == one["held"]

@@ -1,16 +1,13 @@
 """Shards, torchvision's and Hugging Face's data sets; the folders are in test_data.py."""
 
-import io
-import json
 import struct
 import sys
-import tarfile
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from PIL import Image
+from training.generated import SHARD_LENGTHS, png, write_shard
 
 from visionattn.training.config import DataConfig
 from visionattn.training.data import AugmentedPictures, Pictures, UnreadablePictureError, check_pictures, open_source
@@ -19,38 +16,7 @@ from visionattn.training.loop import train
 from visionattn.training.run import Run
 from visionattn.training.stream import ShardPlan, ShardStream, shuffled, stream_loader
 
-LENGTHS = {"train": (5, 9, 7, 8, 6, 9, 4), "validation": (7, 5)}
-ALL = sum(LENGTHS["train"])
-
-
-def png(number: int) -> bytes:
-    """A picture that tells its number."""
-    file = io.BytesIO()
-    Image.new("RGB", (32, 32), (number, 255 - number, 40)).save(file, format="png")
-    return file.getvalue()
-
-
-def write_shard(path, entries: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as tar:
-        for name, content in entries.items():
-            header = tarfile.TarInfo(name)
-            header.size = len(content)
-            tar.addfile(header, io.BytesIO(content))
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    """Seven shards of 48 numbered pictures in three classes, two of 12 to validate, and their _info.json."""
-    root, splits = tmp_path_factory.mktemp("shards"), {}
-    for part, lengths in LENGTHS.items():
-        first = np.cumsum((0, *lengths))
-        names = [f"{part}-{shard}.tar" for shard in range(len(lengths))]
-        for name, start, end in zip(names, first[:-1], first[1:], strict=True):
-            each = [{f"{n:03d}.png": png(n), f"{n:03d}.cls": b"%d" % (n % 3)} for n in range(start, end)]
-            write_shard(root / name, {key: value for entries in each for key, value in entries.items()})
-        splits[part] = {"name": part, "num_samples": sum(lengths), "filenames": names, "shard_lengths": lengths}
-    (root / "_info.json").write_text(json.dumps({"splits": splits}))
-    return root
+ALL = sum(SHARD_LENGTHS["train"])
 
 
 def numbered(shards) -> AugmentedPictures:
@@ -171,7 +137,7 @@ def test_shards_are_also_named_by_their_files(shards):
     source = open_source(
         DataConfig(reader="wds", root=str(shards), train_split="train-{0..2}.tar", val_split="validation-0.tar"), 0
     )
-    assert len(source.train) == sum(LENGTHS["train"][:3])
+    assert len(source.train) == sum(SHARD_LENGTHS["train"][:3])
     pictures = Pictures(source.val, source.val_indices, "RGB", None)
     assert [pictures.picture(n)[0].getpixel((0, 0))[0] for n in range(7)] == list(range(7))
     assert [pictures.picture(n)[1] for n in range(7)] == [0, 1, 2, 0, 1, 2, 0]

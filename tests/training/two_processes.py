@@ -23,10 +23,11 @@ nn.Module.compile = lambda self: compile_(self, backend="aot_eager")
 run = Run(load_config(config, overrides))
 held = sum(getattr(p, "_local_tensor", p).numel() for p in run.bare_model.parameters())
 seen, rates = [], []
-fetch = run.train.picture
+fetch, augment = run.train.picture, run.train.augment
 run.train.picture = lambda position: seen.append(int(position)) or fetch(position)
+run.train.augment = lambda file, number, seed: seen.append(number) or augment(file, number, seed)  # of a stream
 row = train_one_epoch(run, 0, on_update=lambda meter: rates.append(run.optimizer.param_groups[0]["lr"]))
-row |= evaluate(run, run.model)
+row |= evaluate(run, run.model) | evaluate(run, run.ema.module, "ema")
 weights = torch.cat([p.detach().double().flatten() for p in run.whole(run.bare_model).parameters()])
 rank = os.environ.get("RANK", "0")
 graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
