@@ -229,6 +229,11 @@ def test_the_checkpoints_of_the_best_and_the_last_epochs_are_kept_and_a_run_goes
     assert kept(run) == {2: 2, 4: 4, 6: 6}
 
     shutil.copyfile(run.folder.path / "checkpoints" / "0002.pt", run.folder.last)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            train(configure("schedule.epochs=6", "keep_last=3", "resume=true"))
+    assert kept(run) == {2: 2, 4: 4, 6: 6}
     again = train(configure("schedule.epochs=6", "keep_last=3", "resume=true"))
     assert kept(again) == {4: 4, 5: 5, 6: 6}
     assert [row["val_top1"] for row in again.history[:2]] == [10.0, 40.0]
