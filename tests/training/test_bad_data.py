@@ -95,6 +95,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(configure, tmp_
     )
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: cannot write {tmp_path / 'full'}")
+    assert done.stderr.endswith(" MiB free)\n")
     assert done.stderr.count("\n") == 1
     assert not list((tmp_path / "full").rglob("*.part"))
     assert not (tmp_path / "full" / "last.pt").exists()

@@ -59,7 +59,10 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        if not isinstance(error, OSError):  # which names a full disk itself, as torch does not
+            reason += f" ({shutil.disk_usage(path.parent).free // 2**20} MiB free)"
+        raise ValueError(f"cannot write {path}: {reason}") from error
 
 
 @contextmanager
