@@ -1,6 +1,6 @@
 """The one way to register an operator, and the table of all operators.
 
-An operator is a pair of `torch.library` custom ops, the forward and its closed-form backward, each with a CPU
+An operator is a pair of ops of `torch.library`, the forward and its closed-form backward, each with a CPU
 implementation, a CUDA implementation that launches Triton kernels, and a fake implementation that tells shapes. The
 dispatcher selects by device; nothing falls back. Registered so, an operator works under autograd, `torch.compile`
 (`fullgraph=True`), `torch.export`, fake tensors and the meta device.
@@ -15,7 +15,7 @@ from functools import wraps
 from importlib import import_module
 
 import torch
-from torch.library import CustomOpDef
+from torch._ops import OpOverload
 
 NAMESPACE = "visionattn"
 
@@ -52,13 +52,17 @@ def register(operator: Operator) -> None:
     OPS[operator.name] = operator
 
 
-def define(name: str, schema: str, *, cpu: Callable, fake: Callable, cuda: Callable | None = None) -> CustomOpDef:
-    """Define the custom op `visionattn::name`.
+def define(name: str, schema: str, *, cpu: Callable, fake: Callable, cuda: Callable | None = None) -> OpOverload:
+    """Define the op `visionattn::name`.
+
+    `torch.library.custom_op` would do the same, and look for aliases among arguments and results at every call, which
+    on a small map costs as much as a product of matrices; `torch.library.opcheck` looks once, in the tests.
 
     Args:
         name: Name of the op, unique in the namespace.
         schema: Arguments and results in torch's schema language, without the name.
-        cpu: Implementation for CPU tensors. Autograd is off inside, so a gradient needs an op of its own.
+        cpu: Implementation for CPU tensors, whose results are no views of its arguments. Autograd is off inside, so a
+            gradient needs an op of its own.
         fake: Shape-only implementation; its results must have the strides of the real ones.
         cuda: Implementation for CUDA tensors (HIP included); without it such a call raises NotImplementedError.
 
@@ -66,13 +70,13 @@ def define(name: str, schema: str, *, cpu: Callable, fake: Callable, cuda: Calla
         The op, callable with positional arguments. Autocast is off inside: an op computes in its arguments' dtype, or
         in a wider one where it says so.
     """
-    op = torch.library.custom_op(
-        f"{NAMESPACE}::{name}", _outside_autocast("cpu", cpu), mutates_args=(), device_types="cpu", schema=schema
-    )
-    op.register_fake(fake)
+    qualified = f"{NAMESPACE}::{name}"
+    torch.library.define(qualified, schema, tags=torch.Tag.pt2_compliant_tag)
+    torch.library.register_fake(qualified, fake)
+    torch.library.impl(qualified, "cpu", _outside_autocast("cpu", cpu))
     if cuda is not None:
-        op.register_kernel("cuda")(_outside_autocast("cuda", cuda))
-    return op
+        torch.library.impl(qualified, "cuda", _outside_autocast("cuda", cuda))
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
 def launcher(operator: str, function: str) -> Callable:

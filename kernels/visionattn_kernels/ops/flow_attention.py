@@ -104,5 +104,5 @@ _backward = define(
     fake=_backward_fake,
     cuda=launcher("flow_attention", "backward"),
 )
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+torch.library.register_autograd(_forward, _differentiate, setup_context=_setup_context)
 register(Operator("flow_attention", flow_attention, reference, reference))

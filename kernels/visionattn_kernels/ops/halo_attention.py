@@ -154,5 +154,5 @@ _backward = define(
     fake=_backward_fake,
     cuda=launcher("halo_attention", "backward"),
 )
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+torch.library.register_autograd(_forward, _differentiate, setup_context=_setup_context)
 register(Operator("halo_attention", halo_attention, reference, reference))

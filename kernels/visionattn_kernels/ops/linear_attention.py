@@ -184,5 +184,5 @@ _backward = define(
     fake=_backward_fake,
     cuda=launcher("linear_attention", "backward"),
 )
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+torch.library.register_autograd(_forward, _differentiate, setup_context=_setup_context)
 register(Operator("linear_attention", linear_attention, reference, reference))

@@ -178,5 +178,5 @@ _backward = define(
     fake=_backward_fake,
     cuda=launcher("neighborhood_attention", "backward"),
 )
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+torch.library.register_autograd(_forward, _differentiate, setup_context=_setup_context)
 register(Operator("neighborhood_attention", neighborhood_attention, reference, decomposition))

@@ -149,5 +149,5 @@ _backward = define(
     fake=_backward_fake,
     cuda=launcher("routed_attention", "backward"),
 )
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+torch.library.register_autograd(_forward, _differentiate, setup_context=_setup_context)
 register(Operator("routed_attention", routed_attention, reference, decomposition))

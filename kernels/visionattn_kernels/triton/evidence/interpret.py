@@ -10,15 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from unittest.mock import patch
 
 import numpy as np
+import torch
 import triton
 import triton.language as tl
-from torch._library.custom_ops import OPDEFS
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from visionattn_kernels.op import NAMESPACE
+
+_STAND_INS = torch.library.Library(NAMESPACE, "IMPL")
+_CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 
 
 @dataclass
@@ -45,9 +49,10 @@ def stand_in() -> None:
     if not triton.knobs.runtime.interpret:
         raise RuntimeError("the interpreter needs TRITON_INTERPRET=1 in the environment before Triton is imported")
     InterpreterBuilder.create_dot = _dot(InterpreterBuilder.create_dot)
-    for name, op in list(OPDEFS.items()):
-        if name.startswith(f"{NAMESPACE}::") and "cuda" in op._backend_fns:
-            op.register_kernel("cpu")(op._backend_fns["cuda"])
+    for name in torch._C._dispatch_get_registrations_for_dispatch_key("CUDA"):
+        if name.startswith(f"{NAMESPACE}::"):
+            op = getattr(getattr(torch.ops, NAMESPACE), name.split("::")[1]).default
+            _STAND_INS.impl(op, partial(op.redispatch, _CUDA), "CPU", allow_override=True)
 
 
 def _dot(plain: Callable) -> Callable:
