@@ -30,27 +30,31 @@ class Rule(NamedTuple):
 def forward(query, key, value, scale, rotary, normalization, feature_map, epsilon):
     """Means of keys and values, then the queries."""
     dtype = torch.promote_types(query.dtype, torch.float32)
-    out, turns, all_means = empty_map(value), _turns(rotary, dtype), []
+    batch, heads, _, dim = query.shape
+    out, turns = empty_map(value), _turns(rotary, dtype)
+    shapes = (dim, value.shape[3]), (dim,), value.shape[3:]
+    all_means = [query.new_zeros((batch, heads, *shape), dtype=dtype) for shape in shapes]
     for images in image_groups(query, GROUPED):
-        means = _means(*grouped(images, key, value), turns, feature_map, dtype)
-        all_means.append(means)
-        (q,) = grouped(images, query)
+        q, k, v, *means = grouped(images, query, key, value, *all_means)
+        chunks = token_chunks(q)
+        for some in chunks:
+            _add_means(means, _features(k[:, some], feature_map, dtype), v[:, some].to(dtype), turns, some, k.shape[1])
         rule = _rule(normalization, scale, epsilon, q, dtype)
         covariance = _covariance(means, rule) if normalization == "subtraction" else None
-        for some in token_chunks(q):
+        for some in chunks:
             features = _features(q[:, some], feature_map, dtype)
             put(out[images], some, _apply(features, _turn(features, turns, some), means, covariance, rule))
-    means = (torch.cat(x) if len(x) > 1 else x[0] for x in zip(*all_means, strict=True))
-    return out, *(x.view(*query.shape[:2], *x.shape[1:]) for x in means)
+    return out, *all_means
 
 
-def _means(key: Tensor, value: Tensor, turns: Tensor | None, feature_map: str, dtype: torch.dtype) -> list[Tensor]:
-    """Over the tokens: of turned key features times values (heads, D, E), of key features and of values."""
-    sums: list[Tensor] = []
-    for some in token_chunks(key):
-        features, values = _features(key[:, some], feature_map, dtype), value[:, some].to(dtype)
-        _add(sums, _turn(features, turns, some).transpose(1, 2) @ values, features.sum(1), values.sum(1))
-    return [x.div_(key.shape[1]) for x in sums]
+def _add_means(
+    means: list[Tensor], features: Tensor, values: Tensor, turns: Tensor | None, some: slice, tokens: int
+) -> None:
+    """Add what some of the tokens have in the means: of turned key features times values, of each of the two."""
+    moments, key_mean, value_mean = means
+    moments.baddbmm_(_turn(features, turns, some).transpose(1, 2), values, alpha=1 / tokens)
+    key_mean.add_(features.sum(1), alpha=1 / tokens)
+    value_mean.add_(values.sum(1), alpha=1 / tokens)
 
 
 def backward(
