@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from visionattn.backbones import _cswin, _deit, _pvt, _swin
 from visionattn.backbones._linear import TINIEST, adapt, trunk_cfg
 from visionattn.checkpoint import translate
-from visionattn.layers import AttentionBlock, zero_pad
+from visionattn.layers import AttentionBlock, GroupedLinear, zero_pad
 from visionattn.registry import build
 from visionattn_kernels import linear_attention
 
@@ -45,9 +45,9 @@ class InLineAttention(nn.Module):
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, **dd)
         self.residual = nn.Sequential(
-            nn.Conv1d(dim, dim, 1, groups=num_heads, **dd),
+            GroupedLinear(dim, dim, num_heads, **dd),
             nn.GELU(),
-            nn.Conv1d(dim, 9 * dim, 1, groups=num_heads, **dd),
+            GroupedLinear(dim, 9 * dim, num_heads, **dd),
         )
         self.get_v = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, **dd) if lepe else None
         self.proj = nn.Linear(dim, dim, **dd)
@@ -72,7 +72,7 @@ class InLineAttention(nn.Module):
     def local(self, value: Tensor, mean: Tensor, height: int, width: int) -> Tensor:
         """Convolve the values (B, H W, C) of each image with its own kernel, to which that of CSWin is added."""
         batch, tokens, dim = value.shape
-        kernel = self.residual(mean.unsqueeze(-1)).view(batch, dim, 3, 3)
+        kernel = self.residual(mean).view(batch, dim, 3, 3)
         bias: Tensor | None = None
         if self.get_v is not None:
             kernel = kernel + self.get_v.weight.squeeze(1)
@@ -80,7 +80,7 @@ class InLineAttention(nn.Module):
             if trained is not None:
                 bias = trained.repeat(batch)
         value = value.transpose(1, 2).reshape(1, batch * dim, height, width)
-        kernel = kernel.view(batch * dim, 1, 3, 3)
+        kernel = kernel.reshape(batch * dim, 1, 3, 3)
         return F.conv2d(value, kernel, bias, padding=1, groups=batch * dim).view(batch, dim, tokens).transpose(1, 2)
 
 

@@ -1,7 +1,7 @@
 """Modules with several callers that timm's layers lack."""
 
 from visionattn.layers.block import AttentionBlock
-from visionattn.layers.conv import DepthwiseConv, fill_patch, pad_to_multiple, zero_pad
+from visionattn.layers.conv import DepthwiseConv, GroupedLinear, fill_patch, pad_to_multiple, zero_pad
 from visionattn.layers.ela import ELA
 from visionattn.layers.neighborhood import NeighborhoodAttention
 from visionattn.layers.ulsam import ULSAM, merge_subspaces
@@ -11,6 +11,7 @@ __all__ = [
     "ULSAM",
     "AttentionBlock",
     "DepthwiseConv",
+    "GroupedLinear",
     "NeighborhoodAttention",
     "fill_patch",
     "merge_subspaces",
