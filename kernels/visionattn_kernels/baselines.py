@@ -52,13 +52,15 @@ def gathered_neighborhood_aggregate(weights: Tensor, value: Tensor, kernel_size:
 def gathered_routed_attention(
     query: Tensor, key: Tensor, value: Tensor, routes: Tensor, scale: float | None = None
 ) -> Tensor:
-    """Routed attention as BiFormer's code does it: `gather` on keys and values that are expanded to every region."""
+    """Routed attention as BiFormer's code does it: `gather` from what is expanded to every region.
+
+    The authors gather keys and values at once, which are one tensor there; two gathers move as much.
+    """
     batch, heads, regions, tokens, dim = query.shape
     count = routes.shape[2]
-    pairs = torch.cat([x.permute(0, 2, 3, 1, 4).flatten(3) for x in (key, value)], -1)
-    everywhere = pairs.unsqueeze(1).expand(-1, regions, -1, -1, -1)
-    index = routes.view(batch, regions, count, 1, 1).expand(-1, -1, -1, tokens, pairs.shape[-1])
-    k, v = everywhere.gather(2, index).view(batch * regions, count * tokens, 2, heads, dim).unbind(2)
+    index = routes.view(batch, regions, count, 1, 1).expand(-1, -1, -1, tokens, heads * dim)
+    everywhere = (x.permute(0, 2, 3, 1, 4).flatten(3)[:, None].expand(-1, regions, -1, -1, -1) for x in (key, value))
+    k, v = (x.gather(2, index).view(batch * regions, count * tokens, heads, dim) for x in everywhere)
     q = query.permute(0, 2, 1, 3, 4).reshape(batch * regions, heads, tokens, dim)
     scores = (q * (dim**-0.5 if scale is None else scale)) @ k.permute(0, 2, 3, 1)
     return (scores.softmax(-1) @ v.transpose(1, 2)).view(batch, regions, heads, tokens, dim).transpose(1, 2)

@@ -114,16 +114,29 @@ class Comparison:
         return self.baseline_both / self.both
 
 
-def projected(case: Case) -> dict[str, Tensor]:
-    """The case's tensors with query, key and value as the models that use the linear operators lay them out.
+# How the models that use an operator lay out query, key and value, stacked behind the heads: the order of the axes in
+# memory. A rotation is by positions, and where tokens have it they come as the maps of a convolution.
+STACKED = {
+    "routed_attention": (0, 3, 4, 2, 1, 5),
+    "linear_attention": (0, 3, 2, 1, 4),
+    "flow_attention": (0, 3, 2, 1, 4),
+    "rotary": (0, 2, 1, 4, 3),
+}
 
-    They are views of one projection's result: (B, N, 3, heads, D) of tokens, and of maps, whose positions give a
-    rotation, (B, 3, heads, D, N).
+
+def projected(case: Case) -> dict[str, Tensor]:
+    """The case's tensors with query, key and value as the models lay them out, where these are of one projection.
+
+    They are views of its result: (B, N, 3, heads, D) of tokens, (B, R, T, 3, heads, D) of tokens in regions, and of
+    maps, whose positions give a rotation, (B, 3, heads, D, N).
     """
     tensors = case.tensors()
-    order = (0, 2, 1, 4, 3) if "rotary" in tensors else (0, 3, 2, 1, 4)
+    order = STACKED.get("rotary" if "rotary" in tensors else case.op)
+    if order is None:
+        return tensors
     stacked = torch.stack([tensors[name].detach() for name in ("query", "key", "value")], 2)
-    views = stacked.permute(order).contiguous().permute(order).unbind(2)
+    back = sorted(range(stacked.ndim), key=order.__getitem__)
+    views = stacked.permute(order).contiguous().permute(back).unbind(2)
     return tensors | {name: x.requires_grad_() for name, x in zip(("query", "key", "value"), views, strict=True)}
 
 
@@ -135,7 +148,7 @@ def compare(case: Case, rounds: int = 7, clock: Callable[[], float] = time.proce
     """
     calls = {"ours": OPS[case.op].call, "baseline": BASELINES[case.op]}
     check(case, calls["ours"], reference=calls["baseline"])
-    tensors = projected(case) if case.op in ("linear_attention", "flow_attention") else case.tensors()
+    tensors = projected(case)
     forward = {name: lambda call=call: _forward(call, case, tensors) for name, call in calls.items()}
     direction = random_direction(forward["ours"]())
     both = {name: lambda call=call: evaluate(call, case, tensors, direction) for name, call in calls.items()}

@@ -108,8 +108,14 @@ _FAULTS = {
     ],
     f"{CPU}/routed_attention.py": [
         ("mask without its logarithm", "return named.log_()", "return named", ROUTED),
-        ("d(key) of regions overwritten", "regions.index_add_(", "regions.index_copy_(", ROUTED),
-        ("last route dropped", "yield some, routed[some]", "yield some, routed[some][:, :1]", ROUTED),
+        ("d(key) of regions overwritten", "transpose(1, 2).index_add_(", "transpose(1, 2).index_copy_(", ROUTED),
+        ("last route dropped", "yield some, rows[some]", "yield some, rows[some][:, :1]", ROUTED),
+        (
+            "routes into the first image",
+            "(routes + torch.arange(0, batch * per_image, per_image)[:, None, None])",
+            "routes",
+            ROUTED,
+        ),
     ],
     f"{CPU}/halo_attention.py": [
         ("halo missing on the left", "[column * size - halo for", "[column * size for", HALO),
@@ -127,6 +133,7 @@ _FAULTS = {
         ("divisor without its floor", "z.clamp_(min=rule.floor)", "z", LINEAR),
         ("slope below the floor", "(gain * by_scale).mul_(z >= rule.floor).neg_()", "(gain * by_scale).neg_()", LINEAR),
         ("gradient turned forward", "turns[some].conj_physical() if back", "turns[some] if back", LINEAR),
+        ("sum of keys for their mean", "add_(features.sum(1), alpha=share)", "add_(features.sum(1))", LINEAR),
         ("slope of a positive feature", "features.clamp(max=1)", "features", LINEAR),
         ("gradients of sums, not of means", "(x.div_(q.shape[1]) for x in grad_means)", "grad_means", LINEAR),
     ],

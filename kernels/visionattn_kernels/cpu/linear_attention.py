@@ -35,26 +35,26 @@ def forward(query, key, value, scale, rotary, normalization, feature_map, epsilo
     shapes = (dim, value.shape[3]), (dim,), value.shape[3:]
     all_means = [query.new_zeros((batch, heads, *shape), dtype=dtype) for shape in shapes]
     for images in image_groups(query, GROUPED):
-        q, k, v, *means = grouped(images, query, key, value, *all_means)
-        chunks = token_chunks(q)
-        for some in chunks:
-            _add_means(means, _features(k[:, some], feature_map, dtype), v[:, some].to(dtype), turns, some, k.shape[1])
+        means = grouped(images, *all_means)
+        _add_means(means, *grouped(images, key, value), turns, feature_map)
+        (q,) = grouped(images, query)
         rule = _rule(normalization, scale, epsilon, q, dtype)
         covariance = _covariance(means, rule) if normalization == "subtraction" else None
-        for some in chunks:
+        for some in token_chunks(q):
             features = _features(q[:, some], feature_map, dtype)
             put(out[images], some, _apply(features, _turn(features, turns, some), means, covariance, rule))
     return out, *all_means
 
 
-def _add_means(
-    means: list[Tensor], features: Tensor, values: Tensor, turns: Tensor | None, some: slice, tokens: int
-) -> None:
-    """Add what some of the tokens have in the means: of turned key features times values, of each of the two."""
+def _add_means(means: list[Tensor], key: Tensor, value: Tensor, turns: Tensor | None, feature_map: str) -> None:
+    """Add up the means over the tokens: of turned key features times values, of key features and of values."""
     moments, key_mean, value_mean = means
-    moments.baddbmm_(_turn(features, turns, some).transpose(1, 2), values, alpha=1 / tokens)
-    key_mean.add_(features.sum(1), alpha=1 / tokens)
-    value_mean.add_(values.sum(1), alpha=1 / tokens)
+    share = 1 / key.shape[1]
+    for some in token_chunks(key):
+        features, values = _features(key[:, some], feature_map, moments.dtype), value[:, some].to(moments.dtype)
+        moments.baddbmm_(_turn(features, turns, some).transpose(1, 2), values, alpha=share)
+        key_mean.add_(features.sum(1), alpha=share)
+        value_mean.add_(values.sum(1), alpha=share)
 
 
 def backward(
