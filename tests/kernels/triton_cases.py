@@ -21,6 +21,7 @@ TARGETED: dict[str, list[Case]] = {
         halo(1, 1, 9, 12, 128, 40, block_size=8, halo_size=3),
         halo(2, 2, 5, 6, 24, 104, block_size=5, halo_size=1),
         halo(1, 1, 9, 20, 64, block_size=16, halo_size=2, stride=2, scale=-0.2),
+        halo(1, 1, 7, 13, 16, block_size=12, halo_size=3),
     ],
     "routed_attention": [
         routed(1, 1, 3, 21, 128, topk=2),

@@ -21,8 +21,9 @@ from visionattn_kernels.triton.tiles import Tiles, entry_of, tiles_per_head
 # The tables, by bytes an element and padded channels of the wider of keys and values. The rule is that of routed
 # attention: 64 queries or 8x8 keys a program, blocks of 64 in 16 bits and of 32 in 32, two stages. Where that spills a
 # register on some chip, the entry is the first that does not of: 8 warps, half the block with 4 warps and with 8, a
-# quarter of 16 or more with both, one stage with all of these, half the tile with the first four. Comments name the
-# last choice that spilled and where; `tools/compile_kernels.py` shows that the entry does not.
+# quarter of 16 or more with both, one stage with all of these, half the tile with the first four, a quarter likewise.
+# Comments name the last choice that spilled and where; `tools/compile_kernels.py` shows that the entry does not.
+# Windows of more than 16 keys an axis have twice the relative logits: the tables named WIDE hold what differs for them.
 FORWARD = {
     (2, 16): Tiles(64, 64, 4, 2),
     (2, 32): Tiles(64, 64, 4, 2),
@@ -33,6 +34,10 @@ FORWARD = {
     (4, 64): Tiles(64, 32, 8, 2),  # 4 warps: sm_80
     (4, 128): Tiles(32, 32, 8, 2),  # 4 warps: sm_90
 }
+WIDE_FORWARD = {
+    (4, 16): Tiles(64, 32, 8, 2),  # 4 warps: sm_90
+    (4, 32): Tiles(64, 32, 8, 2),  # 4 warps: sm_80
+}
 BACKWARD_QUERY = {
     (2, 16): Tiles(64, 64, 4, 2),
     (2, 32): Tiles(64, 64, 4, 2),
@@ -40,8 +45,14 @@ BACKWARD_QUERY = {
     (2, 128): Tiles(64, 16, 8, 2),  # 4 warps: sm_100
     (4, 16): Tiles(64, 32, 4, 2),
     (4, 32): Tiles(64, 32, 4, 2),
-    (4, 64): Tiles(32, 16, 4, 2),  # block 32 with 8 warps: gfx942
+    (4, 64): Tiles(32, 16, 8, 2),  # 4 warps: sm_90, in blocks of 16 queries
     (4, 128): Tiles(32, 16, 4, 2),  # block 32 with 8 warps: sm_80
+}
+WIDE_BACKWARD_QUERY = {
+    (2, 64): Tiles(64, 16, 4, 2),  # block 32 with 8 warps: gfx942
+    (4, 16): Tiles(64, 32, 8, 2),  # 4 warps: sm_80
+    (4, 32): Tiles(64, 16, 8, 2),  # 4 warps: sm_80
+    (4, 128): Tiles(16, 32, 4, 2),  # tile 32, block 16 with 8 warps: gfx942
 }
 BACKWARD_KEY_VALUE = {
     (2, 16): Tiles((8, 8), 64, 4, 2),
@@ -52,6 +63,11 @@ BACKWARD_KEY_VALUE = {
     (4, 32): Tiles((8, 8), 16, 8, 2),  # 4 warps: sm_80
     (4, 64): Tiles((8, 8), 16, 4, 2),  # block 32 with 8 warps: sm_80
     (4, 128): Tiles((8, 8), 16, 8, 2),  # 4 warps: sm_80
+}
+WIDE_BACKWARD_KEY_VALUE = {
+    (2, 64): Tiles((8, 8), 16, 4, 2),  # block 32 with 8 warps: sm_80
+    (4, 16): Tiles((8, 8), 32, 8, 2),  # 4 warps: sm_90
+    (4, 64): Tiles((8, 8), 16, 8, 2),  # 4 warps: sm_80
 }
 
 
@@ -78,6 +94,11 @@ class Settings(NamedTuple):
         """Relative logits that a query has along each axis, one for each key of its window, padded."""
         return max(16, triton.next_power_of_2(self.window))
 
+    def tiles(self, table: dict, wide: dict, query: Tensor, value: Tensor) -> Tiles:
+        """The entry of `table` for these tensors, or that of `wide` where there is one and windows are wide."""
+        entry = entry_of(query, value)
+        return wide.get(entry, table[entry]) if self.side > 16 else table[entry]
+
 
 def forward_launches(query, key, value, height_rel, width_rel, block_size, halo_size, stride, scale):
     """Results of the forward, not yet filled, and the launches that fill them; arguments and results as of the op.
@@ -90,8 +111,9 @@ def forward_launches(query, key, value, height_rel, width_rel, block_size, halo_
     out = empty_map(query, dim=value.shape[-1])
     lse = query.new_empty(query.shape[:4], dtype=torch.float32)
     maps = {"query": query, "key": key, "value": value, "out": out}
+    tiles = settings.tiles(FORWARD, WIDE_FORWARD, query, value)
     tables = (height_rel.contiguous(), width_rel.contiguous())
-    return (out, lse), [_query_launch(halo_attention_fwd_kernel, FORWARD, (1, 1, 1), maps, tables, lse, settings)]
+    return (out, lse), [_query_launch(halo_attention_fwd_kernel, tiles, (1, 1, 1), maps, tables, lse, settings)]
 
 
 def backward_launches(grad, query, key, value, height_rel, width_rel, out, lse, block_size, halo_size, stride, scale):
@@ -110,11 +132,12 @@ def backward_launches(grad, query, key, value, height_rel, width_rel, out, lse, 
     logits = query.new_empty((*query.shape[:4], 2 * settings.side))
     maps = {"query": query, "key": key, "value": value, "grad": grad, "logits": logits}
     tables, delta = (height_rel.contiguous(), width_rel.contiguous()), torch.empty_like(lse)
-    tile = _tile(BACKWARD_QUERY[entry_of(query, value)].tile, settings.queries**2)
+    tiles = settings.tiles(BACKWARD_QUERY, WIDE_BACKWARD_QUERY, query, value)
+    tile = _tile(tiles.tile, settings.queries**2)
     table_sums = lse.new_empty((_query_tiles(query, tile, settings), 2, *height_rel.shape))
     query_launch = _query_launch(
         halo_attention_bwd_query_kernel,
-        BACKWARD_QUERY,
+        tiles,
         (2, 1, 3),
         {**maps, "out": out, "grad_query": grad_query},
         tables,
@@ -153,13 +176,13 @@ def _flops(query: Tensor, value: Tensor, products: tuple[int, int, int], setting
 
 
 def _query_launch(
-    kernel, table, products, maps: dict[str, Tensor], tables, lse: Tensor, settings: Settings, **others: Any
+    kernel, tiles: Tiles, products, maps: dict[str, Tensor], tables, lse: Tensor, settings: Settings, **others: Any
 ) -> Launch:
-    """The launch of `kernel` over all tiles of queries, cut as `table` says.
+    """The launch of `kernel` over all tiles of queries.
 
     Args:
         kernel: The kernel.
-        table: Its tiles.
+        tiles: How it is cut.
         products: As of `_flops`.
         maps: Arguments (B, heads, rows, columns, channels), passed with their strides.
         tables: Two of (2P-1, D), contiguous.
@@ -168,7 +191,7 @@ def _query_launch(
         others: Other arguments, passed as they are.
     """
     query, value = maps["query"], maps["value"]
-    tile, block, num_warps, num_stages = table[entry_of(query, value)]
+    tile, block, num_warps, num_stages = tiles
     tile = _tile(tile, settings.queries**2)
     arguments = _arguments(maps, lse, settings) | {
         **others,
@@ -186,7 +209,8 @@ def _query_launch(
 def _key_value_launch(maps: dict[str, Tensor], lse: Tensor, delta: Tensor, settings: Settings) -> Launch:
     """The launch over all rectangles of keys; `maps` as of `_query_launch`, `lse` and `delta` (B, heads, h, w)."""
     query, key, value = maps["query"], maps["key"], maps["value"]
-    tile, block, num_warps, num_stages = BACKWARD_KEY_VALUE[entry_of(query, value)]
+    tiles = settings.tiles(BACKWARD_KEY_VALUE, WIDE_BACKWARD_KEY_VALUE, query, value)
+    tile, block, num_warps, num_stages = tiles
     block = _tile(block, settings.queries**2)
     arguments = _arguments(maps, lse, settings) | {"delta_ptr": delta, "TILE": tile, "BLOCK": block}
     programs = math.prod(key.shape[:2]) * tiles_per_head(key.shape[2:4], tile)
@@ -236,9 +260,14 @@ def backward(grad, query, key, value, height_rel, width_rel, out, lse, block_siz
 
 def examples(dtype: torch.dtype, dim: int, device: str) -> dict[str, list[Launch]]:
     """Launches that use the entries of all tables for `dtype` and `dim`, by variant, the one that does most last."""
-    query = empty_map(torch.empty(1, 2, 56, 56, dim, dtype=dtype, device=device)).zero_()
-    table = query.new_zeros(27, dim)
-    settings = (8, 3, 1, dim**-0.5)
-    (out, lse), forward_launch = forward_launches(query, query, query, table, table, *settings)
-    _, backward_launch = backward_launches(query, query, query, query, table, table, out, lse, *settings)
-    return {"": forward_launch + backward_launch}
+    variants = {}
+    # Blocks of HaloNet-H5, of HaloNet's layers that halve the map, and of most of its layers.
+    for variant, side, block_size, stride in (("windows of 18", 48, 12, 1), ("stride 2", 56, 8, 2), ("", 56, 8, 1)):
+        key = empty_map(torch.empty(1, 2, side, side, dim, dtype=dtype, device=device)).zero_()
+        query = empty_map(key[:, :, ::stride, ::stride]).zero_()
+        table = key.new_zeros(2 * block_size + 11, dim)
+        settings = (block_size, 3, stride, dim**-0.5)
+        (out, lse), forward_launch = forward_launches(query, key, key, table, table, *settings)
+        _, backward_launch = backward_launches(query, query, key, key, table, table, out, lse, *settings)
+        variants[variant] = forward_launch + backward_launch
+    return variants
