@@ -1,4 +1,4 @@
-"""Modules with several callers that timm's layers lack."""
+"""Modules that are no family's own and that timm's layers lack."""
 
 from visionattn.layers.block import AttentionBlock
 from visionattn.layers.conv import DepthwiseConv, GroupedLinear, fill_patch, pad_to_multiple, zero_pad

@@ -55,7 +55,7 @@ class DepthwiseConv(nn.Conv2d):
 class GroupedLinear(nn.Conv1d):
     """A linear map of each group of channels, on (B, C): a grouped convolution of a signal of one sample.
 
-    As one product of matrices it takes a third of the time that the convolution does, most of it preparation.
+    It is one product of matrices; a convolution of so little spends most of its time on preparation.
 
     Args:
         in_dim: Channels C; a multiple of `groups`.
