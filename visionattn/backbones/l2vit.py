@@ -49,8 +49,7 @@ class WindowAttention(nn.Module):
         x = zero_pad(x, [0, 0, 0, size * columns - width, 0, size * rows - height])
         # Cut before the projection: a third of the copying.
         windows = x.view(batch, rows, size, columns, size, dim).transpose(2, 3).reshape(-1, size * size, dim)
-        qkv = self.qkv(windows).view(-1, size * size, 3, self.num_heads, dim // self.num_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        query, key, value = _heads(self.qkv(windows), self.num_heads)
         out = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(-1, size * size, dim)
         out = self.proj(out).view(batch, rows, columns, size, size, dim).transpose(2, 3)
         return out.reshape(batch, rows * size, columns * size, dim)[:, :height, :width]
@@ -91,17 +90,21 @@ class LinearAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
         batch, height, width, dim = x.shape
-        # Cut along the channels, the three gradients join in one copy; as slices of a stack they would be copied twice.
-        query, key, value = [
-            part.view(batch, height * width, self.num_heads, dim // self.num_heads).transpose(1, 2)
-            for part in self.qkv(x).chunk(3, dim=-1)
-        ]
+        query, key, value = _heads(self.qkv(x).view(batch, height * width, 3 * dim), self.num_heads)
         out = _attend(query, key, value, self.temperature, self.clamp)
         return self.proj(out.transpose(1, 2).reshape(batch, height, width, dim))
 
     def extra_repr(self) -> str:
         """Settings that no submodule shows."""
         return f"num_heads={self.num_heads}, clamp={self.clamp}"
+
+
+def _heads(qkv: Tensor, num_heads: int) -> list[Tensor]:
+    """Cut (B, N, 3 C) into query, key and value, (B, heads, N, C / heads).
+
+    Cut along the channels, the three gradients join in one copy; as slices of a stack they would be copied twice.
+    """
+    return [part.unflatten(2, (num_heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1)]
 
 
 @torch.jit.ignore
