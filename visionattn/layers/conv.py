@@ -72,4 +72,5 @@ class GroupedLinear(nn.Conv1d):
         """(B, in_dim) to (B, out_dim)."""
         weight = self.weight.view(self.groups, -1, self.weight.shape[1])
         grouped = x.unflatten(1, (self.groups, -1)).permute(1, 2, 0)
-        return torch.baddbmm(self.bias.view(self.groups, -1, 1), weight, grouped).permute(2, 0, 1).flatten(1)
+        out, bias = (weight @ grouped).permute(2, 0, 1).flatten(1), self.bias
+        return out if bias is None else out + bias
