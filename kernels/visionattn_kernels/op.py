@@ -55,8 +55,8 @@ def register(operator: Operator) -> None:
 def define(name: str, schema: str, *, cpu: Callable, fake: Callable, cuda: Callable | None = None) -> OpOverload:
     """Define the op `visionattn::name`.
 
-    `torch.library.custom_op` would do the same, and look for aliases among arguments and results at every call, which
-    on a small map costs as much as a product of matrices; `torch.library.opcheck` looks once, in the tests.
+    `torch.library.custom_op` would do the same, and look for aliases among arguments and results at every call, in
+    Python, which shows on small maps; `torch.library.opcheck` looks once, in the tests.
 
     Args:
         name: Name of the op, unique in the namespace.

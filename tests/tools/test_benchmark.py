@@ -39,6 +39,16 @@ def test_baselines_are_right(op):
     check(SHAPES[op][0] if op != "neighborhood_attention" else SMALL, BASELINES[op])
 
 
+@pytest.mark.parametrize("op", BASELINES)
+def test_the_layout_of_the_models_changes_no_value(op):
+    case = CASES[op][0]
+    projected, plain = benchmark.projected(case), case.tensors()
+    for name in plain:
+        assert torch.equal(projected[name], plain[name]), name
+    laid_out = op in ("linear_attention", "flow_attention", "routed_attention")
+    assert (projected["value"].stride() != plain["value"].stride()) == laid_out
+
+
 def test_every_baseline_has_shapes_and_belongs_to_an_operator():
     assert set(BASELINES) == set(SHAPES) <= set(CASES)
 

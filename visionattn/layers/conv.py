@@ -72,5 +72,6 @@ class GroupedLinear(nn.Conv1d):
         """(B, in_dim) to (B, out_dim)."""
         weight = self.weight.view(self.groups, -1, self.weight.shape[1])
         grouped = x.unflatten(1, (self.groups, -1)).permute(1, 2, 0)
+        # The bias is always there, but TorchScript goes by the type of Conv1d's.
         out, bias = (weight @ grouped).permute(2, 0, 1).flatten(1), self.bias
         return out if bias is None else out + bias
