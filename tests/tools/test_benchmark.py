@@ -107,7 +107,9 @@ def features_of_a_detectors_images(name, rounds):
     """Largest memory in MiB, and the exponents of the pixels by which time and memory grow: 2 is the square."""
     # A process of its own, since the tool keeps what the process frees.
     command = [sys.executable, BENCHMARK, "features", name, "--sizes", "512x512", "800x1333"]
-    output = subprocess.run([*command, "--rounds", rounds, "--threads", "1"], capture_output=True, text=True, check=True)
+    output = subprocess.run(
+        [*command, "--rounds", rounds, "--threads", "1"], capture_output=True, text=True, check=True
+    )
     return map(float, re.search(r"(\d+) MiB +([\d.]+), ([\d.]+)$", output.stdout, re.M).groups())
 
 
