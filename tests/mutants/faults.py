@@ -337,6 +337,14 @@ _FAULTS = {
             ROUNDED_KERNELS,
         ),
     ],
+    f"{LAYERS}/conv.py": [
+        (
+            "gradient of a kernel from another sample",
+            "zip(x.split(1), grad",
+            "zip(x.roll(1, 0).split(1), grad",
+            ("tests/layers/test_conv.py",),
+        ),
+    ],
     f"{LAYERS}/neighborhood.py": [
         ("scale of all heads", "(dim // num_heads) ** -0.5", "dim**-0.5", answer("nat_mini")),
         (

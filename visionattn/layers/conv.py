@@ -34,6 +34,57 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     return zero_pad(x, [0, -x.shape[3] % multiple, 0, -x.shape[2] % multiple])
 
 
+class _ConvolvedGradient(torch.autograd.Function):
+    """A depthwise convolution on (B, C, H, W) that is differentiated with respect to its weights by convolutions.
+
+    The gradient of the weights is each sample's map convolved with the gradient of its output as the kernel. oneDNN
+    takes longer by its own routine for kernels of 5x5 and more, most of all on maps no larger than the kernel
+    (`pytest -m speed tests/layers`).
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        wanted_x, wanted_weight, wanted_bias = ctx.needs_input_grad
+        padding, dim = weight.shape[-1] // 2, len(weight)
+        grad_x = grad_weight = None
+        if wanted_x:
+            settings = [dim], [1, 1], [padding, padding], [1, 1], False, [0, 0], dim
+            grad_x, _, _ = torch.ops.aten.convolution_backward(grad, x, weight, *settings, [True, False, False])
+        if wanted_weight:
+            samples = zip(x.split(1), grad.unsqueeze(2), strict=True)
+            grad_weight = sum(F.conv2d(sample, kernel, padding=padding, groups=dim) for sample, kernel in samples)
+            grad_weight = grad_weight.transpose(0, 1)
+        return grad_x, grad_weight, grad.sum((0, 2, 3)) if wanted_bias else None
+
+
+def _convolves_gradient(x: Tensor, weight: Tensor) -> bool:
+    """Whether `_ConvolvedGradient` applies and is faster: in oneDNN's eager float32 on a kernel of 5x5 or more."""
+    trains = torch.is_grad_enabled() and weight.requires_grad and len(x) > 0
+    plain = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    eager = not (torch.jit.is_tracing() or torch.compiler.is_compiling())
+    return trains and plain and eager and x.device.type == "cpu" and weight.shape[-1] >= 5
+
+
+@register_notrace_function  # whether there will be a gradient decides, which fx cannot trace
+def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(B, C, H, W) to the same shape, for an odd kernel (C, 1, side, side)."""
+    if not torch.jit.is_scripting():  # noqa: SIM102  joined by `and`, the second would be compiled
+        if _convolves_gradient(x, weight):
+            return _ConvolvedGradient.apply(x, weight, bias)
+    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
+
+
 class DepthwiseConv(nn.Conv2d):
     """A convolution of each channel on its own that keeps the size of the map, on (B, H, W, C).
 
@@ -49,7 +100,7 @@ class DepthwiseConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
-        return self._conv_forward(x.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
+        return depthwise_conv(x.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
 
 
 class GroupedLinear(nn.Conv1d):

@@ -1,0 +1,124 @@
+"""Convolutions of the blocks: the gradient of a depthwise kernel, which is computed by convolutions of its own."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.models import checkpoint
+
+from visionattn.layers import DepthwiseConv
+from visionattn.layers.conv import _ConvolvedGradient
+from visionattn_kernels.benchmark import interleaved
+
+# Maps larger and smaller than the kernel, of one pixel, of channels that fill no vector register, and no image at all.
+SHAPES = [(3, 9, 14, 8), (1, 7, 7, 16), (2, 3, 2, 5), (2, 1, 1, 4), (0, 5, 5, 4)]
+
+
+def gradients(layer, x, direction, **settings):
+    """Of the input and of the parameters."""
+    return torch.autograd.grad(layer(x), [x, *layer.parameters()], direction, **settings)
+
+
+class Plain(DepthwiseConv):
+    """What torch makes of the same convolution."""
+
+    def forward(self, x):
+        out = F.conv2d(x.permute(0, 3, 1, 2), self.weight, self.bias, padding=self.padding, groups=self.groups)
+        return out.permute(0, 2, 3, 1)
+
+
+@pytest.fixture
+def pair():
+    """`pair(dim, side)` is our layer and torch's, with the same parameters."""
+
+    def build(dim, side, dtype=torch.float32):
+        torch.manual_seed(0)
+        ours, plain = (layer(dim, side, dtype=dtype) for layer in (DepthwiseConv, Plain))
+        plain.load_state_dict(ours.state_dict())
+        return ours, plain
+
+    return build
+
+
+@pytest.mark.parametrize("side", [3, 5, 7])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gradients_are_those_of_torchs_convolution(pair, shape, side):
+    ours, plain = pair(shape[-1], side)
+    x, direction = torch.randn(shape, requires_grad=True), torch.randn(shape)
+    torch.testing.assert_close(ours(x), plain(x))
+    torch.testing.assert_close(gradients(ours, x, direction), gradients(plain, x, direction))
+    # As the mean over a map hands it down: one number for many places.
+    even = torch.ones(shape[0], 1, 1, 1).expand(shape)
+    torch.testing.assert_close(gradients(ours, x, even), gradients(plain, x, even))
+
+
+def test_gradients_of_the_gradients_are_right():
+    x, weight, bias = (
+        torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3, 4, 6), (3, 1, 5, 5), (3,))
+    )
+    assert torch.autograd.gradcheck(_ConvolvedGradient.apply, (x, weight, bias))
+    assert torch.autograd.gradgradcheck(_ConvolvedGradient.apply, (x, weight, bias))
+
+
+@pytest.mark.parametrize("trained", ["weight", "bias"])
+def test_what_is_frozen_gets_no_gradient(pair, trained):
+    ours, plain = pair(8, 7)
+    x = torch.randn(2, 9, 9, 8)
+    for layer in (ours, plain):
+        layer.requires_grad_(False).get_parameter(trained).requires_grad_(True)
+        layer(x).square().sum().backward()
+    assert [name for name, parameter in ours.named_parameters() if parameter.grad is not None] == [trained]
+    torch.testing.assert_close(ours.get_parameter(trained).grad, plain.get_parameter(trained).grad)
+
+
+@pytest.mark.parametrize("way", ["autocast", "bfloat16", "recomputed", "compiled"])
+def test_other_ways_to_train_give_torchs_gradients(pair, way):
+    dtype = torch.bfloat16 if way == "bfloat16" else torch.float32
+    results = []
+    for layer in pair(16, 7, dtype):
+        torch.manual_seed(1)
+        x, direction = torch.randn(2, 9, 10, 16, dtype=dtype, requires_grad=True), torch.randn(2, 9, 10, 16)
+        call = layer if way != "compiled" else torch.compile(layer, fullgraph=True)
+        if way == "recomputed":
+            call = lambda x, layer=layer: checkpoint(layer, x)  # noqa: E731
+        with torch.autocast("cpu", enabled=way == "autocast"):
+            out = call(x)
+        results.append(torch.autograd.grad(out, [x, *layer.parameters()], direction.to(out.dtype)))
+    torch.testing.assert_close(*results)
+
+
+def test_torch_func_gives_the_gradients_of_each_sample(pair):
+    ours, plain = pair(8, 7)
+    images = torch.randn(3, 1, 6, 5, 8)
+
+    def loss(parameters, image, layer):
+        return torch.func.functional_call(layer, parameters, image).square().sum()
+
+    found = (
+        torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, None))(dict(layer.named_parameters()), images, layer)
+        for layer in (ours, plain)
+    )
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:FutureWarning")
+def test_scripting_and_copying_keep_the_layer(pair):
+    ours, plain = pair(8, 7)
+    x = torch.randn(2, 9, 9, 8, requires_grad=True)
+    for layer in (torch.jit.script(ours), copy.deepcopy(ours)):
+        torch.testing.assert_close(layer(x), plain(x))
+        torch.testing.assert_close(gradients(layer, x, x), gradients(plain, x, x))
+
+
+@pytest.mark.speed
+@pytest.mark.parametrize(
+    ("shape", "side"), [((4, 14, 14, 512), 7), ((4, 7, 7, 1024), 7), ((4, 14, 14, 320), 5)], ids=str
+)
+def test_a_step_is_faster_than_torchs(pair, shape, side):
+    ours, plain = pair(shape[-1], side)
+    x, direction = torch.randn(shape, requires_grad=True), torch.randn(shape)
+    seconds = interleaved(
+        {"ours": lambda: gradients(ours, x, direction), "torch": lambda: gradients(plain, x, direction)}
+    )
+    assert seconds["torch"] >= 1.2 * seconds["ours"], seconds
