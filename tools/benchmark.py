@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     """Parse `argv`, measure, print; exit status 1 where a check fails or a name is unknown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True)
-    op = kinds.add_parser("op", help="an operator beside its baseline, process time")
+    op = kinds.add_parser("op", help="an operator beside its baseline; clock as of model")
     op.add_argument("name")
     op.add_argument("--threads", type=int, default=1)
     model = kinds.add_parser("model", help="models beside the first one named; wall time, of one thread process time")
@@ -97,7 +97,7 @@ def _clock(threads: int) -> Callable[[], float]:
 
 def _print_operator(args: argparse.Namespace) -> None:
     print(f"{'case':<58} {'forward':>18} {'forward+backward':>20} {'forward memory':>20}")
-    for row in compare_all(args.name, args.rounds):
+    for row in compare_all(args.name, args.rounds, _clock(args.threads)):
         memory = f"{row.memory / 2**20:.1f} MiB, {row.memory / row.baseline_memory:.2f}x"
         forward = f"{row.forward * 1e3:.1f} ms, {row.forward_ratio:.1f}x"
         both = f"{row.both * 1e3:.1f} ms, {row.both_ratio:.1f}x"

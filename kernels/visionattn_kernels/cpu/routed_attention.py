@@ -6,7 +6,7 @@ a time. Where regions are tiny, or most are routed to, attending to all keys und
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -31,58 +31,69 @@ DENSE_TOKENS = 1024
 
 
 def forward(query, key, value, routes, scale):
-    """Under a mask image by image, or from copied regions."""
+    """Under a mask, or from copied regions."""
     _check_range(routes, query.shape[2])
-    if _is_dense(query, routes):
-        return _dense_forward(query, key, value, routes, scale)
-    q, k, v = (_regions(x) for x in (query, key, value))
-    parts = []
-    for some, rows in _chunks(routes, q, FORWARD_AT_ONCE):
-        keys, values = (_copy(x, rows, q.dtype) for x in (k, v))
-        result, sums = _attend(_some(q, some, q.dtype), keys, values, scale=scale)
-        parts.append((result.transpose(1, 2), sums))
-    out, lse = (torch.cat(x) if len(x) > 1 else x[0].contiguous() for x in zip(*parts, strict=True))
-    return _maps(out.transpose(1, 2), query), _maps(lse, query).contiguous()
+    parts = (_dense_forward if _is_dense(query, routes) else _copied_forward)(query, key, value, routes, scale)
+    out, lse = (_joined(part, query) for part in zip(*parts, strict=True))
+    return out, lse.contiguous()
 
 
 def backward(grad, query, key, value, routes, out, lse, scale):
     """The same in closed form; gradients of keys add up in at least float32, in the order of the regions."""
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    gradients = tuple(empty_map(query, dtype).zero_() for _ in range(3))
-    if _is_dense(query, routes):
-        _dense_backward(grad, query, key, value, routes, out, lse, scale, gradients)
-    else:
-        g, q, k, v, o, total, grad_q, *grads = (_regions(x) for x in (grad, query, key, value, out, lse, *gradients))
-        for some, rows in _chunks(routes, q, BACKWARD_AT_ONCE):
-            grad_out, queries, result = (_some(x, some, dtype) for x in (g, q, o))
-            keys, values = (_copy(x, rows, dtype) for x in (k, v))
-            parts = _attend_backward(grad_out, queries, keys, values, result, total[some], 0.0, False, scale=scale)
-            grad_q[some] = parts[0]
-            for into, part in zip(grads, parts[1:], strict=True):
-                of_regions = part.transpose(1, 2).unflatten(1, (rows.shape[1], -1)).flatten(0, 1)
-                into.transpose(1, 2).index_add_(0, rows.flatten(), of_regions)
+    gradients = (_dense_backward if _is_dense(query, routes) else _copied_backward)(
+        grad, query, key, value, routes, out, lse, scale
+    )
     return tuple(x.to(query.dtype) for x in gradients)
 
 
+def _copied_forward(query, key, value, routes, scale):
+    """Result and logarithms of sums for some regions at a time, (n, T, heads, D) and (n, T, heads)."""
+    q, k, v = (_regions(x) for x in (query, key, value))
+    for some, rows in _chunks(routes, q, FORWARD_AT_ONCE):
+        keys, values = (_copy(x, rows, q.dtype) for x in (k, v))
+        yield tuple(x.transpose(1, 2) for x in _attend(_some(q, some, q.dtype), keys, values, scale=scale))
+
+
+def _copied_backward(grad, query, key, value, routes, out, lse, scale):
+    """Gradients of query, key and value."""
+    dtype = lse.dtype
+    gradients = tuple(empty_map(query, dtype).zero_() for _ in range(3))
+    g, q, k, v, o, total, grad_q, *grads = (_regions(x) for x in (grad, query, key, value, out, lse, *gradients))
+    for some, rows in _chunks(routes, q, BACKWARD_AT_ONCE):
+        grad_out, queries, result = (_some(x, some, dtype) for x in (g, q, o))
+        keys, values = (_copy(x, rows, dtype) for x in (k, v))
+        parts = _attend_backward(grad_out, queries, keys, values, result, total[some], 0.0, False, scale=scale)
+        grad_q[some] = parts[0]
+        for into, part in zip(grads, parts[1:], strict=True):
+            of_regions = part.transpose(1, 2).unflatten(1, (rows.shape[1], -1)).flatten(0, 1)
+            into.transpose(1, 2).index_add_(0, rows.flatten(), of_regions)
+    return gradients
+
+
 def _dense_forward(query, key, value, routes, scale):
-    """All tokens of an image attend to all, under the mask of its routes."""
-    out = empty_map(query)
-    lse = query.new_empty(query.shape[:4], dtype=torch.promote_types(query.dtype, torch.float32))
-    for q, k, v, o, total, routed in zip(query, key, value, out, lse, routes, strict=True):
-        result, sums = _attend(*(_tokens(x, q.dtype) for x in (q, k, v)), attn_mask=_mask(routed, q), scale=scale)
-        o.copy_(result.view(o.shape))
-        total.copy_(sums.view(total.shape))
-    return out, lse
+    """Result and logarithms of sums for some images at a time, (n, R T, heads, D) and (n, R T, heads)."""
+    for some in _images(query):
+        tensors = [_tokens(x[some], query.dtype) for x in (query, key, value)]
+        attended = _attend(*tensors, attn_mask=_mask(routes[some], query, query.dtype), scale=scale)
+        yield tuple(x.transpose(1, 2) for x in attended)
 
 
-def _dense_backward(grad, query, key, value, routes, out, lse, scale, gradients):
-    """Write the gradients of query, key and value into `gradients`."""
-    for g, q, k, v, routed, o, total, *grads in zip(grad, query, key, value, routes, out, lse, *gradients, strict=True):
-        tensors = (_tokens(x, total.dtype) for x in (g, q, k, v, o))
-        mask = _mask(routed, total)
-        results = _attend_backward(*tensors, total.flatten(1)[None], 0.0, False, attn_mask=mask, scale=scale)
-        for into, result in zip(grads, results, strict=True):
-            into.copy_(result.view(into.shape))
+def _dense_backward(grad, query, key, value, routes, out, lse, scale):
+    """Gradients of query, key and value."""
+    parts = []
+    for some in _images(query):
+        tensors = (_tokens(x[some], lse.dtype) for x in (grad, query, key, value, out))
+        mask, total = _mask(routes[some], query, lse.dtype), lse[some].flatten(2)
+        results = _attend_backward(*tensors, total, 0.0, False, attn_mask=mask, scale=scale)
+        parts.append([x.transpose(1, 2) for x in results])
+    return tuple(_joined(part, query) for part in zip(*parts, strict=True))
+
+
+def _joined(parts: Sequence[Tensor], query: Tensor) -> Tensor:
+    """Parts (n, tokens, heads, ...) of all tokens in their order as (B, heads, R, T, ...)."""
+    joined = torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()
+    batch, heads, regions, tokens = query.shape[:4]
+    return joined.view(batch, regions, tokens, heads, *joined.shape[3:]).movedim(3, 1)
 
 
 def _check_range(routes: Tensor, regions: int) -> None:
@@ -99,26 +110,31 @@ def _is_dense(query: Tensor, routes: Tensor) -> bool:
     return regions * tokens <= min(routes.shape[2] * (tokens + COPY_IN_QUERIES), DENSE_TOKENS)
 
 
-def _mask(routed: Tensor, like: Tensor) -> Tensor:
-    """(R T, R T) of `like`'s dtype: the logarithm of how often the query's region names the key's, -inf for never."""
-    regions, tokens = like.shape[1:3]
-    named = like.new_zeros(regions, regions).scatter_add_(1, routed, like.new_ones(1).expand(routed.shape))
-    return named.log_().repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
+def _images(query: Tensor) -> Iterator[slice]:
+    """Split the images so that the masks of each part have at most the square of `DENSE_TOKENS` elements."""
+    batch, _, regions, tokens = query.shape[:4]
+    step = max(1, (DENSE_TOKENS // max(1, regions * tokens)) ** 2)
+    for first in range(0, max(1, batch), step):
+        yield slice(first, first + step)
+
+
+def _mask(routed: Tensor, query: Tensor, dtype: torch.dtype) -> Tensor:
+    """(n, 1, R T, R T): the logarithm of how often the query's region names the key's, -inf for never."""
+    images, regions, _ = routed.shape
+    named = query.new_zeros(images, regions, regions, dtype=dtype)
+    named.scatter_add_(2, routed, named.new_ones(1).expand(routed.shape))
+    tokens = query.shape[3]
+    return named.log_().repeat_interleave(tokens, 1).repeat_interleave(tokens, 2).unsqueeze(1)
 
 
 def _tokens(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(heads, R, T, D) as (1, heads, R T, D)."""
-    return _aligned(x.flatten(1, 2).unsqueeze(0).to(dtype))
+    """(n, heads, R, T, D) as (n, heads, R T, D)."""
+    return _aligned(x.flatten(2, 3).to(dtype))
 
 
 def _regions(x: Tensor) -> Tensor:
     """(B, heads, R, ...) as (B R, heads, ...), without a copy where heads are inside of regions, as in the models."""
     return x.movedim(1, 3).flatten(0, 1).movedim(2, 1)
-
-
-def _maps(x: Tensor, like: Tensor) -> Tensor:
-    """(B R, heads, ...) as (B, heads, R, ...)."""
-    return x.unflatten(0, (len(like), like.shape[2])).transpose(1, 2)
 
 
 def _chunks(routes: Tensor, regions: Tensor, at_once: int) -> Iterator[tuple[slice, Tensor]]:
