@@ -130,12 +130,12 @@ _FAULTS = {
         ),
     ],
     f"{CPU}/linear_attention.py": [
-        ("divisor without its floor", "z.clamp_(min=rule.floor)", "z", LINEAR),
+        ("divisor without its floor", "rule.scale / z.clamp(min=rule.floor)", "rule.scale / z", LINEAR),
         ("slope below the floor", "(gain * by_scale).mul_(z >= rule.floor).neg_()", "(gain * by_scale).neg_()", LINEAR),
         ("gradient turned forward", "turns[some].conj_physical() if back", "turns[some] if back", LINEAR),
         ("sum of keys for their mean", "add_(features.sum(1), alpha=share)", "add_(features.sum(1))", LINEAR),
         ("slope of a positive feature", "features.clamp(max=1)", "features", LINEAR),
-        ("gradients of sums, not of means", "(x.div_(q.shape[1]) for x in grad_means)", "grad_means", LINEAR),
+        ("gradients of sums, not of means", "(x.div_(q.shape[2]) for x in grad_means)", "grad_means", LINEAR),
     ],
     f"{CPU}/flow_attention.py": [
         ("slope beyond the clamp", " * (source.abs() <= 1)", "", FLOW),

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from visionattn_kernels.cpu.tokens import grouped, image_groups, put, token_chunks
+from visionattn_kernels.cpu.tokens import grouped, image_groups, put, take, token_chunks
 from visionattn_kernels.layout import empty_map
 
 # Elements of queries of a group of images, whose features all exist at once: half of what the tokens of one may have.
@@ -27,7 +27,8 @@ def forward(query, key, value, epsilon):
         query.new_zeros((*query.shape[:2], *shape), dtype=dtype) for shape in ((dim, value.shape[3]), (4, dim), ())
     )
     for images in image_groups(query, GROUPED):
-        q, k, v, moment, total, part = grouped(images, query, key, value, moments, sums, partition)
+        moment, total, part = grouped(images, moments, sums, partition)
+        q, k, v = (x[images] for x in (query, key, value))
         of_q, of_k, of_taken, of_given = total.unbind(1)
         chunks, q, k, taken = token_chunks(q), _features(q, dtype), _features(k, dtype), []
         for some in chunks:
@@ -43,7 +44,7 @@ def forward(query, key, value, epsilon):
             features = k(some)
             odds = _flow(features, of_taken, epsilon).clamp_(-1, 1).exp_()
             part += odds.sum((1, 2))
-            moment.baddbmm_((features * odds).transpose(1, 2), v[:, some].to(dtype))
+            moment.baddbmm_((features * odds).transpose(1, 2), take(v, some, dtype))
         moment *= (tokens / part)[:, None, None]
         for some, flow in zip(chunks, taken, strict=True):
             features = q(some)
@@ -56,21 +57,22 @@ def backward(grad, query, key, value, moments, sums, partition, epsilon):
     """Closed form: queries and keys take turns, because the flow of each depends on all of the others."""
     gradients = tuple(empty_map(x) for x in (query, key, value))
     for images in image_groups(query, GROUPED):
-        parts = grouped(images, grad, query, key, value, moments, sums, partition)
-        _group_backward(*parts, *(x[images] for x in gradients), epsilon)
+        tensors = (x[images] for x in (grad, query, key, value))
+        of_heads = grouped(images, moments, sums, partition)
+        _group_backward(*tensors, *of_heads, *(x[images] for x in gradients), epsilon)
     return gradients
 
 
 def _group_backward(g, q, k, v, moments, sums, partition, grad_q, grad_k, grad_v, epsilon) -> None:
     """Write the gradients of some images into `grad_q`, `grad_k` and `grad_v`."""
-    tokens, dtype, chunks = q.shape[1], moments.dtype, token_chunks(q)
+    tokens, dtype, chunks = q.shape[2], moments.dtype, token_chunks(q)
     q, k = _features(q, dtype), _features(k, dtype)
     of_q, of_k, of_taken, of_given = sums.unbind(1)
     grad_moments = torch.zeros_like(moments)
     grad_of_q, grad_of_k, grad_of_taken, grad_of_given = (torch.zeros_like(x) for x in sums.unbind(1))
     sinks, sources = [], []
     for some in chunks:
-        features, grads = q(some), g[:, some].to(dtype)
+        features, grads = q(some), take(g, some, dtype)
         taken, gate = _flow(features, of_k, epsilon), _flow(features, of_given, epsilon).sigmoid_()
         along = (grads * (features @ moments)).sum(-1, keepdim=True)
         by_sink = along * gate * (1 - gate) / taken
@@ -79,7 +81,7 @@ def _group_backward(g, q, k, v, moments, sums, partition, grad_q, grad_k, grad_v
         sinks.append((gate, taken, along, by_sink))
     mean = (grad_moments * moments).sum((1, 2))[:, None, None] / tokens
     for some in chunks:
-        features, values = k(some), v[:, some].to(dtype)
+        features, values = k(some), take(v, some, dtype)
         given, source = _flow(features, of_q, epsilon), _flow(features, of_taken, epsilon)
         weight = source.clamp(-1, 1).exp_() * (tokens / partition)[:, None, None]
         grads = features @ grad_moments
@@ -93,23 +95,24 @@ def _group_backward(g, q, k, v, moments, sums, partition, grad_q, grad_k, grad_v
         features = q(some)
         by_taken = -(gate * along + features @ grad_of_taken.unsqueeze(-1)) / taken**2
         grad_of_k += _weighted_sum(features, by_taken, epsilon)
-        product = (g[:, some].to(dtype) * (gate / taken)) @ moments.transpose(1, 2)
+        product = (take(g, some, dtype) * (gate / taken)) @ moments.transpose(1, 2)
         numbers = by_sink, 1 / taken, by_taken, torch.ones_like(taken)
         vectors = of_given + epsilon, grad_of_taken, of_k + epsilon, grad_of_q
         put(grad_q, some, _join(features, product, numbers, vectors))
     for some, (weight, given, by_source, by_given) in zip(chunks, sources, strict=True):
         features = k(some)
-        product = (v[:, some].to(dtype) * weight) @ grad_moments.transpose(1, 2)
+        product = (take(v, some, dtype) * weight) @ grad_moments.transpose(1, 2)
         numbers = by_source, 1 / given, by_given, torch.ones_like(given)
         vectors = of_taken + epsilon, grad_of_given, of_q + epsilon, grad_of_k
         put(grad_k, some, _join(features, product, numbers, vectors))
 
 
 def _features(x: Tensor, dtype: torch.dtype) -> Callable[[slice], Tensor]:
-    """The sigmoids of some tokens of x (heads, N, D), taken once where they are computed all at a time."""
+    """The sigmoids of some tokens of x (images, heads, N, D), taken once where they are computed all at a time."""
     if len(token_chunks(x)) == 1:
-        features = x.to(dtype).sigmoid()
+        features = take(x, slice(None), dtype).sigmoid()
         return lambda some: features
+    (x,) = grouped(slice(None), x)
     return lambda some: x[:, some].to(dtype).sigmoid()
 
 

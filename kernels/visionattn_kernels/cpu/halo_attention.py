@@ -15,8 +15,8 @@ from torch import Tensor
 from visionattn_kernels.layout import empty_map
 from visionattn_kernels.ops.windows import relative_entries
 
-# Scores computed at once, 2 MiB in float32, of which the backward holds three arrays: twice as many are up to 30 %
-# slower (56x56, blocks of 8, halo of 3), a quarter of them 10 %.
+# Scores computed at once by a thread, 2 MiB in float32, of which the backward holds three arrays: twice as many are up
+# to 30 % slower (56x56, blocks of 8, halo of 3), a quarter of them 10 %.
 SCORES_AT_ONCE = 2**19
 
 
@@ -95,9 +95,9 @@ def _relative_logits(q: Tensor, tables: tuple[Tensor, ...]) -> tuple[Tensor, Ten
 
 
 def _chunks(shape: torch.Size, queries: int, window: int) -> Iterator[tuple[slice, int, range]]:
-    """Split the blocks to `SCORES_AT_ONCE`: images, row of blocks, columns of blocks."""
+    """Split the blocks to `SCORES_AT_ONCE` a thread: images, row of blocks, columns of blocks."""
     batch, heads, rows, columns = shape[0], shape[1], -(-shape[2] // queries), -(-shape[3] // queries)
-    at_once = max(1, SCORES_AT_ONCE // (heads * (queries * window) ** 2))
+    at_once = max(1, SCORES_AT_ONCE * torch.get_num_threads() // (heads * (queries * window) ** 2))
     step, images = min(at_once, columns), max(1, at_once // columns)
     for image, row, first in product(range(0, batch, images), range(rows), range(0, columns, step)):
         yield slice(image, image + images), row, range(first, min(first + step, columns))

@@ -16,10 +16,10 @@ from visionattn_kernels.layout import empty_map
 _attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-# Elements of keys, and of values, copied at once in the forward: 4 MiB each in float32, all of a small map's. A quarter
-# took 16 % longer (4x2x49x64x32, 1 route, one thread). The backward has gradients of as much beside them, and took 10 %
-# longer with more than a quarter (4x4x49x16x32, 4 routes).
-FORWARD_AT_ONCE = 2**20
+# Elements of keys, and of values, copied at once in the forward: 8 MiB each in float32, all of a small map's, whose
+# result needs no joining then. In two calls 4x4x49x16x32 with 4 routes took 15 % longer. The backward has gradients of
+# as much beside them, and took 10 % longer with more than an eighth (the same case, one thread).
+FORWARD_AT_ONCE = 2**21
 BACKWARD_AT_ONCE = 2**18
 
 # Copying a key takes as long as attending to it from so many queries: both paths break even between 10 and 20 for
