@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from timm.models import checkpoint
 
 from visionattn.layers import DepthwiseConv
@@ -24,28 +23,31 @@ class Plain(DepthwiseConv):
     """What torch makes of the same convolution."""
 
     def forward(self, x):
-        out = F.conv2d(x.permute(0, 3, 1, 2), self.weight, self.bias, padding=self.padding, groups=self.groups)
-        return out.permute(0, 2, 3, 1)
+        return self._conv_forward(x.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
 
 
 @pytest.fixture
 def pair():
-    """`pair(dim, side)` is our layer and torch's, with the same parameters."""
+    """`pair(dim, side, dilation)` is our layer and torch's, with the same parameters."""
 
-    def build(dim, side, dtype=torch.float32):
+    def build(dim, side, dilation=1, dtype=torch.float32):
         torch.manual_seed(0)
-        ours, plain = (layer(dim, side, dtype=dtype) for layer in (DepthwiseConv, Plain))
+        ours, plain = (layer(dim, side, dilation, dtype=dtype) for layer in (DepthwiseConv, Plain))
         plain.load_state_dict(ours.state_dict())
         return ours, plain
 
     return build
 
 
-@pytest.mark.parametrize("side", [3, 5, 7])
+@pytest.mark.parametrize("by_channel", [False, True])
+@pytest.mark.parametrize(("side", "dilation"), [(3, 1), (5, 1), (7, 1), (5, 2), (7, 3)])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_gradients_are_those_of_torchs_convolution(pair, shape, side):
-    ours, plain = pair(shape[-1], side)
-    x, direction = torch.randn(shape, requires_grad=True), torch.randn(shape)
+def test_gradients_are_those_of_torchs_convolution(pair, shape, side, dilation, by_channel):
+    ours, plain = pair(shape[-1], side, dilation)
+    x, direction = torch.randn(shape), torch.randn(shape)
+    if by_channel:
+        x, direction = (t.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1) for t in (x, direction))
+    x.requires_grad_(True)
     torch.testing.assert_close(ours(x), plain(x))
     torch.testing.assert_close(gradients(ours, x, direction), gradients(plain, x, direction))
     # As the mean over a map hands it down: one number for many places.
@@ -53,12 +55,13 @@ def test_gradients_are_those_of_torchs_convolution(pair, shape, side):
     torch.testing.assert_close(gradients(ours, x, even), gradients(plain, x, even))
 
 
-def test_gradients_of_the_gradients_are_right():
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_gradients_of_the_gradients_are_right(dilation):
     x, weight, bias = (
         torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3, 4, 6), (3, 1, 5, 5), (3,))
     )
-    assert torch.autograd.gradcheck(_ConvolvedGradient.apply, (x, weight, bias))
-    assert torch.autograd.gradgradcheck(_ConvolvedGradient.apply, (x, weight, bias))
+    assert torch.autograd.gradcheck(_ConvolvedGradient.apply, (x, weight, bias, dilation))
+    assert torch.autograd.gradgradcheck(_ConvolvedGradient.apply, (x, weight, bias, dilation))
 
 
 @pytest.mark.parametrize("trained", ["weight", "bias"])
@@ -76,7 +79,7 @@ def test_what_is_frozen_gets_no_gradient(pair, trained):
 def test_other_ways_to_train_give_torchs_gradients(pair, way):
     dtype = torch.bfloat16 if way == "bfloat16" else torch.float32
     results = []
-    for layer in pair(16, 7, dtype):
+    for layer in pair(16, 7, dtype=dtype):
         torch.manual_seed(1)
         x, direction = torch.randn(2, 9, 10, 16, dtype=dtype, requires_grad=True), torch.randn(2, 9, 10, 16)
         call = layer if way != "compiled" else torch.compile(layer, fullgraph=True)
@@ -113,10 +116,12 @@ def test_scripting_and_copying_keep_the_layer(pair):
 
 @pytest.mark.speed
 @pytest.mark.parametrize(
-    ("shape", "side"), [((4, 14, 14, 512), 7), ((4, 7, 7, 1024), 7), ((4, 14, 14, 320), 5)], ids=str
+    ("shape", "side", "dilation"),
+    [((4, 14, 14, 512), 7, 1), ((4, 7, 7, 1024), 7, 1), ((4, 14, 14, 320), 5, 1), ((4, 56, 56, 64), 7, 3)],
+    ids=str,
 )
-def test_a_step_is_faster_than_torchs(pair, shape, side):
-    ours, plain = pair(shape[-1], side)
+def test_gradients_take_less_time_than_torchs(pair, shape, side, dilation):
+    ours, plain = pair(shape[-1], side, dilation)
     x, direction = torch.randn(shape, requires_grad=True), torch.randn(shape)
     seconds = interleaved(
         {"ours": lambda: gradients(ours, x, direction), "torch": lambda: gradients(plain, x, direction)}

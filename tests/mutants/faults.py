@@ -340,10 +340,11 @@ _FAULTS = {
     f"{LAYERS}/conv.py": [
         (
             "gradient of a kernel from another sample",
-            "zip(x.split(1), grad",
-            "zip(x.roll(1, 0).split(1), grad",
+            "grad.unsqueeze(2), strict=True)",
+            "grad.roll(1, 0).unsqueeze(2), strict=True)",
             ("tests/layers/test_conv.py",),
         ),
+        ("kernel not flipped backward", "weight.flip(2, 3)", "weight", ("tests/layers/test_conv.py",)),
     ],
     f"{LAYERS}/neighborhood.py": [
         ("scale of all heads", "(dim // num_heads) ** -0.5", "dim**-0.5", answer("nat_mini")),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from visionattn.backbones._pyramid import Pyramid, Stage
 from visionattn.checkpoint import translate
+from visionattn.layers import DepthwiseConv
 from visionattn.registry import build, cfg
 
 
@@ -29,13 +30,14 @@ class LargeKernelAttention(nn.Module):
     def __init__(self, dim: int, device=None, dtype=None):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.local = nn.Conv2d(dim, dim, 5, padding=2, groups=dim, **dd)
-        self.dilated = nn.Conv2d(dim, dim, 7, padding=9, dilation=3, groups=dim, **dd)
+        self.local = DepthwiseConv(dim, 5, **dd)
+        self.dilated = DepthwiseConv(dim, 7, dilation=3, **dd)
         self.mix = nn.Conv2d(dim, dim, 1, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate the map."""
-        return x * self.mix(self.dilated(self.local(x)))
+        gate = self.dilated(self.local(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        return x * self.mix(gate)
 
 
 class Attention(nn.Module):

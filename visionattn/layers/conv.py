@@ -35,37 +35,47 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
 
 class _ConvolvedGradient(torch.autograd.Function):
-    """A depthwise convolution on (B, C, H, W) that is differentiated with respect to its weights by convolutions.
+    """A depthwise convolution on (B, C, H, W) whose gradients are such convolutions too.
 
-    The gradient of the weights is each sample's map convolved with the gradient of its output as the kernel. oneDNN
-    takes longer by its own routine for kernels of 5x5 and more, most of all on maps no larger than the kernel
-    (`pytest -m speed tests/layers`).
+    That of the input is the output's gradient convolved with the flipped kernel, that of the kernel each sample's map
+    convolved with the gradient of its output as the kernel. oneDNN takes longer by its own routines where the kernel is
+    5x5 or larger, most of all on maps no larger than the kernel (`pytest -m speed tests/layers`).
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
+        return _same_conv(x, weight, bias, dilation)
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:
+        *tensors, _, ctx.dilation = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        wanted_x, wanted_weight, wanted_bias = ctx.needs_input_grad
-        padding, dim = weight.shape[-1] // 2, len(weight)
+        wanted_x, wanted_weight, wanted_bias, _ = ctx.needs_input_grad
         grad_x = grad_weight = None
         if wanted_x:
-            settings = [dim], [1, 1], [padding, padding], [1, 1], False, [0, 0], dim
-            grad_x, _, _ = torch.ops.aten.convolution_backward(grad, x, weight, *settings, [True, False, False])
+            grad_x = _same_conv(grad, weight.flip(2, 3), None, ctx.dilation)
         if wanted_weight:
-            samples = zip(x.split(1), grad.unsqueeze(2), strict=True)
-            grad_weight = sum(F.conv2d(sample, kernel, padding=padding, groups=dim) for sample, kernel in samples)
-            grad_weight = grad_weight.transpose(0, 1)
-        return grad_x, grad_weight, grad.sum((0, 2, 3)) if wanted_bias else None
+            # Channels side by side, as kernels of the size of a map want them.
+            samples = zip(x.contiguous(memory_format=torch.channels_last).split(1), grad.unsqueeze(2), strict=True)
+            settings = {"stride": ctx.dilation, "padding": _same_padding(weight, ctx.dilation), "groups": len(weight)}
+            grad_weight = sum(F.conv2d(sample, kernel, **settings) for sample, kernel in samples).transpose(0, 1)
+        return grad_x, grad_weight, grad.sum((0, 2, 3)) if wanted_bias else None, None
+
+
+def _same_padding(weight: Tensor, dilation: int) -> int:
+    """Padding that keeps the size of the map."""
+    return dilation * (weight.shape[-1] // 2)
+
+
+def _same_conv(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    """Depthwise convolution on (B, C, H, W) that keeps the size of the map."""
+    return F.conv2d(x, weight, bias, padding=_same_padding(weight, dilation), dilation=dilation, groups=weight.shape[0])
 
 
 def _convolves_gradient(x: Tensor, weight: Tensor) -> bool:
@@ -77,12 +87,12 @@ def _convolves_gradient(x: Tensor, weight: Tensor) -> bool:
 
 
 @register_notrace_function  # whether there will be a gradient decides, which fx cannot trace
-def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
     """(B, C, H, W) to the same shape, for an odd kernel (C, 1, side, side)."""
     if not torch.jit.is_scripting():  # noqa: SIM102  joined by `and`, the second would be compiled
         if _convolves_gradient(x, weight):
-            return _ConvolvedGradient.apply(x, weight, bias)
-    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
+            return _ConvolvedGradient.apply(x, weight, bias, dilation)
+    return _same_conv(x, weight, bias, dilation)
 
 
 class DepthwiseConv(nn.Conv2d):
@@ -91,16 +101,19 @@ class DepthwiseConv(nn.Conv2d):
     Args:
         dim: Channels C.
         kernel_size: Side of the kernel, odd.
+        dilation: Distance of the positions that a kernel sees.
         device: Where the parameters live.
         dtype: Type of the parameters.
     """
 
-    def __init__(self, dim: int, kernel_size: int, device=None, dtype=None):
-        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, device=device, dtype=dtype)
+    def __init__(self, dim: int, kernel_size: int, dilation: int = 1, device=None, dtype=None):
+        settings = {"padding": dilation * (kernel_size // 2), "dilation": dilation, "groups": dim}
+        super().__init__(dim, dim, kernel_size, **settings, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to the same shape."""
-        return depthwise_conv(x.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
+        x = depthwise_conv(x.permute(0, 3, 1, 2), self.weight, self.bias, self.dilation[0])
+        return x.permute(0, 2, 3, 1)
 
 
 class GroupedLinear(nn.Conv1d):
