@@ -30,6 +30,7 @@ def test_any_sizes_agree_with_the_reference(batch, heads, count, dim, value_dim)
     check(flow(batch, heads, count, dim, value_dim), flow_attention)
 
 
+@pytest.mark.usefixtures("one_thread")  # portions are sized by the thread
 @pytest.mark.parametrize("at_once", [48 * 20, 48 * 101 * 2], ids=["chunks of tokens", "groups of images"])
 def test_pieces_make_the_same_whole(at_once, monkeypatch):
     case = flow(3, 3, 101, 16)

@@ -61,6 +61,7 @@ def test_any_sizes_agree_with_the_reference(batch, heads, height, width, dims, b
     check(halo(batch, heads, height, width, *dims, **sizes), halo_attention)
 
 
+@pytest.mark.usefixtures("one_thread")  # portions are sized by the thread
 @pytest.mark.parametrize("at_once", [1, 2 * 36 * 100, 2**24], ids=["block by block", "in part", "all"])
 def test_pieces_make_the_same_whole(at_once, monkeypatch):
     case = halo(3, 2, 15, 20, 8, block_size=6, halo_size=2)

@@ -45,6 +45,7 @@ def test_any_sizes_agree_with_the_reference(batch, heads, tokens, pairs, value_d
         check(linear(*shape, **rule), linear_attention)
 
 
+@pytest.mark.usefixtures("one_thread")  # portions are sized by the thread
 @FAMILY
 def test_pieces_make_the_same_whole(family, monkeypatch):
     case = linear(2, 2, 101, 8, **family)
