@@ -39,7 +39,8 @@ def forward(query, key, value, scale, rotary, normalization, feature_map, epsilo
         _add_means(means, key[images], value[images], turns, feature_map, with_values=normalization != "division")
         rule = _rule(normalization, scale, epsilon, q, dtype)
         covariance = _covariance(means, rule) if normalization == "subtraction" else None
-        joint = torch.cat([means[0], means[1].unsqueeze(-1)], -1) if turns is None else None
+        unturned = covariance is None and turns is None
+        joint = torch.cat([means[0], means[1].unsqueeze(-1)], -1) if unturned else None
         for some in token_chunks(q):
             features = _features(q, some, feature_map, dtype)
             put(out[images], some, _apply(features, _turn(features, turns, some), means, joint, covariance, rule))
@@ -138,7 +139,10 @@ def _apply(
     covariance: Tensor | None,
     rule: Rule,
 ) -> Tensor:
-    """The result of some queries, (heads, n, E)."""
+    """The result of some queries, (heads, n, E).
+
+    Features that are not turned meet the moments and the mean of the keys in one product, with both joined.
+    """
     if covariance is not None:
         return torch.baddbmm(means[2].unsqueeze(1), features, covariance)
     if joint is None:
