@@ -14,7 +14,8 @@ from torch import Tensor
 from visionattn_kernels.cpu.tokens import grouped, image_groups, put, take, token_chunks
 from visionattn_kernels.layout import empty_map
 
-# Elements of queries of a group of images, whose features all exist at once: half of what the tokens of one may have.
+# Elements of queries of a group of images and thread, whose features all exist at once: half of what the tokens of one
+# image may have.
 GROUPED = 2**17
 
 
@@ -112,7 +113,7 @@ def _features(x: Tensor, dtype: torch.dtype) -> Callable[[slice], Tensor]:
     if len(token_chunks(x)) == 1:
         features = take(x, slice(None), dtype).sigmoid()
         return lambda some: features
-    (x,) = grouped(slice(None), x)
+    x = x.flatten(0, 1)
     return lambda some: x[:, some].to(dtype).sigmoid()
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from visionattn_kernels.cpu.tokens import grouped, image_groups, put, take, token_chunks
 from visionattn_kernels.layout import empty_map
 
-# Elements of queries of a group of images. Grouping copies, but a call of torch costs as much as a small map's product.
+# Elements of queries of a group of images and thread. Grouping copies, but a call of torch costs as much as a small
+# map's product.
 GROUPED = 2**18
 
 
