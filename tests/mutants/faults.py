@@ -44,6 +44,7 @@ EXPORTED = (
 ATTENTION = budget("neighborhood_attention")
 AGGREGATE = budget("neighborhood_aggregate")
 ROUTED = budget("routed_attention")
+ROUTED_PATHS = ("tests/kernels/test_routed_attention.py::test_the_dense_and_the_copying_path_agree",)
 ROUTES = ("tests/kernels/test_routed_attention.py::test_routes_are_the_regions_whose_mean_keys_fit_best",)
 HALO = budget("halo_attention")
 LINEAR = budget("linear_attention")
@@ -109,6 +110,7 @@ _FAULTS = {
     f"{CPU}/routed_attention.py": [
         ("mask without its logarithm", "return named.log_()", "return named", ROUTED),
         ("d(key) of regions overwritten", "transpose(1, 2).index_add_(", "transpose(1, 2).index_copy_(", ROUTED),
+        ("parts one over the other", "whole[first:last] = x", "whole[: last - first] = x", ROUTED_PATHS),
         ("last route dropped", "yield some, rows[some]", "yield some, rows[some][:, :1]", ROUTED),
         (
             "routes into the first image",

@@ -6,7 +6,7 @@ a time. Where regions are tiny, or most are routed to, attending to all keys und
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -16,10 +16,10 @@ from visionattn_kernels.layout import empty_map
 _attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-# Elements of keys, and of values, copied at once in the forward: 8 MiB each in float32, all of a small map's, whose
-# result needs no joining then. In two calls 4x4x49x16x32 with 4 routes took 15 % longer. The backward has gradients of
-# as much beside them, and took 10 % longer with more than an eighth (the same case, one thread).
-FORWARD_AT_ONCE = 2**21
+# Elements of keys, and of values, copied at once in the forward: 4 MiB each in float32, all of a small map's, whose
+# result needs no joining then. With twice as many, 16x4x49x16x32 with 4 routes took 8 to 17 % longer. The backward has
+# gradients of as much beside them, and took 10 % longer with more than a quarter (4 images of these, one thread).
+FORWARD_AT_ONCE = 2**20
 BACKWARD_AT_ONCE = 2**18
 
 # Copying a key takes as long as attending to it from so many queries: both paths break even between 10 and 20 for
@@ -34,15 +34,16 @@ def forward(query, key, value, routes, scale):
     """Under a mask, or from copied regions."""
     _check_range(routes, query.shape[2])
     parts = (_dense_forward if _is_dense(query, routes) else _copied_forward)(query, key, value, routes, scale)
-    out, lse = (_joined(part, query) for part in zip(*parts, strict=True))
+    out, lse = _joined(parts, query)
     return out, lse.contiguous()
 
 
 def backward(grad, query, key, value, routes, out, lse, scale):
     """The same in closed form; gradients of keys add up in at least float32, in the order of the regions."""
-    gradients = (_dense_backward if _is_dense(query, routes) else _copied_backward)(
-        grad, query, key, value, routes, out, lse, scale
-    )
+    if _is_dense(query, routes):
+        gradients = _joined(_dense_backward(grad, query, key, value, routes, out, lse, scale), query)
+    else:
+        gradients = _copied_backward(grad, query, key, value, routes, out, lse, scale)
     return tuple(x.to(query.dtype) for x in gradients)
 
 
@@ -79,21 +80,32 @@ def _dense_forward(query, key, value, routes, scale):
 
 
 def _dense_backward(grad, query, key, value, routes, out, lse, scale):
-    """Gradients of query, key and value."""
-    parts = []
+    """Gradients of query, key and value for some images at a time, (n, R T, heads, D)."""
     for some in _images(query):
         tensors = (_tokens(x[some], lse.dtype) for x in (grad, query, key, value, out))
         mask, total = _mask(routes[some], query, lse.dtype), lse[some].flatten(2)
         results = _attend_backward(*tensors, total, 0.0, False, attn_mask=mask, scale=scale)
-        parts.append([x.transpose(1, 2) for x in results])
-    return tuple(_joined(part, query) for part in zip(*parts, strict=True))
+        yield tuple(x.transpose(1, 2) for x in results)
 
 
-def _joined(parts: Sequence[Tensor], query: Tensor) -> Tensor:
-    """Parts (n, tokens, heads, ...) of all tokens in their order as (B, heads, R, T, ...)."""
-    joined = torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()
+def _joined(parts: Iterator[tuple[Tensor, ...]], query: Tensor) -> list[Tensor]:
+    """Results of some tokens at a time, (n, tokens, heads, ...) in their order, as those of all (B, heads, R, T, ...).
+
+    Each part is put in its place before the next is computed. One that is all of the result stays where it is.
+    """
     batch, heads, regions, tokens = query.shape[:4]
-    return joined.view(batch, regions, tokens, heads, *joined.shape[3:]).movedim(3, 1)
+    joined, first = [], 0
+    for part in parts:
+        rows = [x.contiguous().flatten(0, 1) for x in part]
+        last = first + len(rows[0])
+        if last - first == batch * regions * tokens:
+            joined = rows
+        else:
+            joined = joined or [x.new_empty(batch * regions * tokens, *x.shape[1:]) for x in rows]
+            for whole, x in zip(joined, rows, strict=True):
+                whole[first:last] = x
+        first = last
+    return [x.view(batch, regions, tokens, heads, *x.shape[2:]).movedim(3, 1) for x in joined]
 
 
 def _check_range(routes: Tensor, regions: int) -> None:
