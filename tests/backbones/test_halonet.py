@@ -54,6 +54,18 @@ def pad_and_crop(attention: HaloAttn, x: torch.Tensor, forward=HaloAttn.forward)
     return forward(attention, F.pad(x, (0, lacks[1], 0, lacks[0])))[:, :, : sides[0], : sides[1]]
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_batch_norm_behind_attention_has_the_gradient_of_a_single_image_in_any_layout(memory_format):
+    attention = HaloAttention(16, num_heads=2, block_size=8, halo_size=3).double()
+    norm = torch.nn.BatchNorm2d(16, affine=False).double().eval()
+    with torch.no_grad():
+        x = attention(torch.randn(1, 16, 12, 9, dtype=torch.float64))
+    grad = torch.randn(x.shape, dtype=torch.float64).to(memory_format=memory_format)
+    x.requires_grad_()
+    norm(x).backward(grad)
+    torch.testing.assert_close(x.grad, grad * (1 + norm.eps) ** -0.5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(256, 512), (224, 192)], ids=["as timm runs it", "padded for timm"])
 @pytest.mark.parametrize("name", TIMM)

@@ -76,7 +76,9 @@ class HaloAttention(HaloAttn):
                 stride=self.block_stride,
                 scale=self.scale,
             )
-        return out.permute(0, 1, 4, 2, 3).flatten(1, 2)
+        # Joining heads as the second axis would give a single image a stride of its own, which torch's batch norm takes
+        # for another layout than it writes: its gradient is wrong.
+        return out.permute(0, 2, 3, 1, 4).flatten(3).permute(0, 3, 1, 2)
 
 
 @register_notrace_module  # the size of the map decides which relative positions there are
