@@ -148,9 +148,45 @@ def test_classes_that_differ_between_the_parts_are_an_error(own_pictures):
         open_source(DataConfig(root=str(own_pictures)), seed=0)
 
 
-def test_a_missing_validation_folder_is_an_error_and_not_the_training_pictures(own_pictures):
-    with pytest.raises(ValueError, match="no two folders for 'train' and 'held_out'"):
-        open_source(DataConfig(root=str(own_pictures / "train"), val_split="held_out"), seed=0)
+@pytest.mark.parametrize("key", ["train_split", "val_split"])
+def test_a_part_without_its_folder_is_an_error_and_not_all_pictures(own_pictures, key):
+    with pytest.raises(ValueError, match="has no folder for the part 'held_out'; wanted one, or data.val_fraction"):
+        open_source(DataConfig(root=str(own_pictures), **{key: "held_out"}), seed=0)
+
+
+def test_two_parts_in_one_folder_are_an_error(own_pictures):
+    with pytest.raises(
+        ValueError, match=r"'validation' and data\.val_split 'val' are one folder, .*validation, wanted"
+    ):
+        open_source(DataConfig(root=str(own_pictures), train_split="validation", val_split="val"), seed=0)
+
+
+def test_class_folders_of_one_name_are_an_error_and_not_one_class(own_pictures):
+    (own_pictures / "train" / "dark").mkdir()
+    shutil.copytree(own_pictures / "train" / "red", own_pictures / "train" / "dark" / "red")
+    with pytest.raises(ValueError, match=r"train/dark/red and .*train/red are class folders of one name"):
+        open_source(DataConfig(root=str(own_pictures)), seed=0)
+
+
+def test_a_folder_that_leads_back_into_itself_is_an_error(own_pictures):
+    (own_pictures / "train" / "red" / "again").symlink_to("..")
+    with pytest.raises(ValueError, match="are class folders of one name"):
+        open_source(DataConfig(root=str(own_pictures)), seed=0)
+
+
+def test_what_a_dot_hides_is_no_class_and_no_picture(own_pictures):
+    red = own_pictures / "train" / "red"
+    shutil.copytree(red, red / ".ipynb_checkpoints")
+    (red / "._0.png").write_bytes(b"what macOS keeps beside a picture")
+    source = open_source(DataConfig(root=str(own_pictures)), seed=0)
+    assert (source.class_names, len(source.train)) == (["blue", "green", "red"], 24)
+    assert [label for _, label in source.train.samples] == [0] * 8 + [1] * 8 + [2] * 8
+
+
+def test_pictures_are_found_by_the_endings_of_torchvision(own_pictures):
+    for ending in ("webp", "BMP", "tif"):
+        Image.open(own_pictures / "train" / "red" / "0.png").save(own_pictures / "train" / "red" / f"more.{ending}")
+    assert len(open_source(DataConfig(root=str(own_pictures)), seed=0).train) == 27
 
 
 def test_pictures_outside_a_class_folder_are_an_error(own_pictures):

@@ -46,3 +46,9 @@ def test_a_teacher_without_its_file_or_of_other_classes_is_an_error(configure, t
     torch.save(timm.create_model("test_nat").state_dict(), tmp_path / "other.pth")
     with pytest.raises(ValueError, match="test_nat knows 1000 classes, wanted 3"):
         Run(configure("distill.teacher=test_nat", f"distill.weights={tmp_path / 'other.pth'}"))
+
+
+def test_a_teacher_that_knows_the_classes_in_another_order_is_an_error(configure, teacher, tmp_path):
+    save_model(teacher, tmp_path / "other", ["green", "blue", "red"], OWN)
+    with pytest.raises(ValueError, match="other has the class green where the data has blue"):
+        Run(configure(f"distill.teacher=local-dir:{tmp_path / 'other'}"))

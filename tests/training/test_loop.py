@@ -10,7 +10,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from timm.utils import ModelEmaV3
 from torch.nn.functional import cross_entropy
-from training.generated import TINY
+from training.generated import TINY, write_pictures
 
 from visionattn.training.baselines import score_baselines
 from visionattn.training.config import load_config
@@ -194,6 +194,22 @@ def test_resuming_a_finished_run_trains_no_further(configure):
     before = train(configure("resume=auto")).folder.load_last()
     after = train(configure("resume=auto")).folder.load_last()
     assert after["history"] == before["history"]
+
+
+def test_a_run_resumes_on_its_own_data_alone(configure, tmp_path):
+    write_pictures(tmp_path / "moved" / "train", per_class=8)
+    write_pictures(tmp_path / "moved" / "validation", per_class=4, seed=1)
+    moved = (f"data.root={tmp_path / 'moved'}", "schedule.epochs=1")
+    train(configure(*moved))
+    (tmp_path / "moved" / "train" / "red" / "7.png").unlink()
+    with pytest.raises(ValueError, match="its data had training pictures: 24, that of now has 23"):
+        Run(configure(*moved, "resume=true"))
+    for part in ("train", "validation"):
+        (tmp_path / "moved" / part / "red").rename(tmp_path / "moved" / part / "apple")
+    with pytest.raises(
+        ValueError, match=r"its data had classes: \['blue', 'green', 'red'\], that of now has \['apple'"
+    ):
+        Run(configure(*moved, "resume=true"))
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(configure):

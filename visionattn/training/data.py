@@ -105,10 +105,8 @@ def open_source(config: DataConfig, seed: int) -> Source:
         val = _open_part(kind, config, config.val_split)
         train_indices, val_indices = np.arange(len(train)), np.arange(len(val))
         if kind == "folder" and val.root == train.root:
-            raise ValueError(
-                f"{config.root} holds no two folders for {config.train_split!r} and {config.val_split!r}; "
-                "wanted these folders, or data.val_fraction to hold pictures back"
-            )
+            parts = f"data.train_split {config.train_split!r} and data.val_split {config.val_split!r}"
+            raise ValueError(f"{parts} are one folder, {val.root}, wanted two")
         if config.val_split == config.train_split:
             raise ValueError(f"data.train_split and data.val_split are both {config.val_split!r}, wanted two parts")
         if differing := sorted(set(train.class_to_idx) ^ set(val.class_to_idx)):
@@ -130,7 +128,11 @@ def _open_part(kind: str, config: DataConfig, split: str) -> Any:
         raise ValueError("data.root is not set, wanted the folder that holds the pictures")
     if kind == "torch":
         return open_torchvision(config.reader, config.root, split)
-    return ShardReader(config.root, split) if kind == "wds" else open_folder(config.root, split)
+    return (
+        ShardReader(config.root, split)
+        if kind == "wds"
+        else open_folder(config.root, split, config.val_fraction is None)
+    )
 
 
 def _split(samples: Sequence[tuple[str, int]], fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

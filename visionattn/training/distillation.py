@@ -1,6 +1,6 @@
 """The loss of a student that learns from a teacher; the teacher and its normalisation are timm's."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +18,29 @@ class Distillation:
 
     Args:
         config: which teacher, and how much of it.
-        num_classes: of the data; the teacher must know as many.
+        class_names: of the data; the teacher must know as many, and where it names them the same ones in this order.
         data_config: the student's `input_size`, `mean` and `std`.
         device: where the teacher runs.
 
     Raises:
-        ValueError: a teacher that cannot be had, or that knows another number of classes.
+        ValueError: a teacher that cannot be had, or that knows other classes.
     """
 
     def __init__(
-        self, config: DistillConfig, num_classes: int, data_config: Mapping[str, Any], device: torch.device
+        self, config: DistillConfig, class_names: Sequence[str], data_config: Mapping[str, Any], device: torch.device
     ) -> None:
         self.config = config
         if config.weights is not None and not Path(config.weights).is_file():
             raise ValueError(f"distill.weights {config.weights} is not a file")
         source = ModelConfig(name=config.teacher, pretrained=config.weights is None, weights=config.weights)
         model = build_model(source, None, data_config["input_size"])
-        if model.num_classes != num_classes:
+        if model.num_classes != len(class_names):
             raise ValueError(
-                f"distill.teacher {config.teacher} knows {model.num_classes} classes, wanted {num_classes}"
+                f"distill.teacher {config.teacher} knows {model.num_classes} classes, wanted {len(class_names)}"
             )
+        for known, wanted in zip(model.pretrained_cfg.get("label_names") or (), class_names, strict=False):
+            if known != wanted:
+                raise ValueError(f"distill.teacher {config.teacher} has the class {known} where the data has {wanted}")
         self.teacher = DistillationTeacher(model.requires_grad_(False)).to(device)
         self.mean, self.std = (
             torch.tensor(data_config[key], device=device).view(1, -1, 1, 1) for key in ("mean", "std")
@@ -57,7 +60,7 @@ class Distillation:
 
 
 def build_distillation(
-    config: DistillConfig, num_classes: int, data_config: Mapping[str, Any], device: torch.device
+    config: DistillConfig, class_names: Sequence[str], data_config: Mapping[str, Any], device: torch.device
 ) -> Distillation | None:
     """The teacher that `config` names, or None. Arguments and errors: `Distillation`."""
-    return Distillation(config, num_classes, data_config, device) if config.teacher else None
+    return Distillation(config, class_names, data_config, device) if config.teacher else None

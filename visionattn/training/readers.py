@@ -12,22 +12,69 @@ from typing import Any
 from PIL import Image
 from timm.data import create_dataset
 from timm.data.readers.reader import Reader
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 
-def open_folder(root: str, split: str) -> Reader:
-    """The folder reader of timm on the subfolder `split` of `root`, or on `root` if it has none.
+def read_folder(root: str | Path, split: str | None = None, required: bool = False) -> Reader:
+    """The folder reader of timm on `root`, or on its subfolder for `split` if it has one, for torchvision's endings.
+
+    What a dot hides is left out: `.ipynb_checkpoints`, the `._` files of macOS.
+
+    Args:
+        root: folder of class folders, or of the parts that hold them.
+        split: name of the part.
+        required: whether the subfolder has to be there.
 
     Raises:
-        ValueError: no such folder, no pictures in it, pictures outside class folders, a class folder without pictures.
+        ValueError: no such folder, no pictures in it, pictures outside class folders, two class folders of one name.
     """
-    if not Path(root).is_dir():
-        raise ValueError(f"data.root {root} is not a folder")
+    folder = os.path.normpath(root)
+    if not os.path.isdir(folder):
+        raise ValueError(f"{root} is not a folder")
     try:
-        reader = create_dataset("", root=root, split=split).reader
+        reader = create_dataset(
+            "", root=folder, split=split or "", search_split=split is not None, input_key=";".join(IMG_EXTENSIONS)
+        ).reader
     except RuntimeError as error:
-        raise ValueError(f"no pictures for the part {split!r} in {root}: {error}") from error
+        part = "" if split is None else f" for the part {split!r}"
+        raise ValueError(f"no pictures{part} in {root}, wanted files in {', '.join(IMG_EXTENSIONS)}") from error
+    if required and reader.root == folder:
+        raise ValueError(
+            f"{root} has no folder for the part {split!r}; wanted one, or data.val_fraction to hold pictures back"
+        )
+    _leave_out_hidden(reader)
     if "" in reader.class_to_idx:
-        raise ValueError(f"{reader.root} holds pictures itself, wanted them in one folder for each class")
+        hint = "" if reader.root == folder else f" (if that is a class, data.train_split=. reads all of {root})"
+        raise ValueError(f"{reader.root} holds pictures itself, wanted them in one folder for each class{hint}")
+    places: dict[int, str] = {}
+    for path, label in reader.samples:
+        place = os.path.dirname(path)
+        if (other := places.setdefault(label, place)) != place:
+            raise ValueError(f"{other} and {place} are class folders of one name, wanted one for each class")
+    return reader
+
+
+def _leave_out_hidden(reader: Reader) -> None:
+    """Drop the pictures with a dotted name, or in a folder of one, and the classes that have no others."""
+    hidden, start = f"{os.sep}.", len(reader.root)
+    shown = [(path, label) for path, label in reader.samples if hidden not in path[start:]]
+    if not shown:
+        raise ValueError(f"no pictures in {reader.root} but hidden ones")
+    names = sorted(reader.class_to_idx, key=reader.class_to_idx.get)
+    labels = {old: new for new, old in enumerate(sorted({label for _, label in shown}))}
+    reader.samples = [(path, labels[label]) for path, label in shown]
+    reader.class_to_idx = {names[old]: new for old, new in labels.items()}
+
+
+def open_folder(root: str, split: str, required: bool) -> Reader:
+    """`read_folder` for a training, where every class folder has to hold pictures.
+
+    Raises:
+        ValueError: as `read_folder`, or a class folder without pictures.
+    """
+    if not os.path.isdir(root):
+        raise ValueError(f"data.root {root} is not a folder")
+    reader = read_folder(root, split, required)
     with_pictures = {os.path.dirname(path) for path, _ in reader.samples}
     for folder, subfolders, _ in os.walk(reader.root, followlinks=True):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]

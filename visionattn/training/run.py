@@ -88,9 +88,7 @@ class Run:
         self.ema = build_ema(model, config)
         self.augment = BatchAugment(config.augment, len(self.class_names), self.accelerator.device)
         self.loss = build_loss(config)
-        self.distill = build_distillation(
-            config.distill, len(self.class_names), self.data_config, self.accelerator.device
-        )
+        self.distill = build_distillation(config.distill, self.class_names, self.data_config, self.accelerator.device)
         if config.data.find_batch_size and not self.resumes:
             self.config = config = fit_batch_size(self, model)
             self.accelerator.gradient_accumulation_steps = config.optimizer.accumulate
@@ -143,6 +141,15 @@ class Run:
             "history": self.history,
             "within": self.within,
             "baselines": self.baselines,
+            "data": self._data(),
+        }
+
+    def _data(self) -> dict[str, Any]:
+        """What a continuation has to find in the data as it was, wherever that lies now."""
+        return {
+            "classes": self.class_names,
+            "training pictures": len(self.train),
+            "validation pictures": len(self.val),
         }
 
     def save(self) -> None:
@@ -153,6 +160,9 @@ class Run:
 
     def _restore(self, state: dict[str, Any]) -> None:
         try:
+            for key, now in self._data().items():
+                if state["data"][key] != now:
+                    raise ValueError(f"its data had {key}: {state['data'][key]}, that of now has {now}")
             load_whole_state(self.bare_model, state["model"])
             if self.ema:
                 load_whole_state(self.ema.module, state["ema"])

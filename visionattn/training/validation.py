@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.data import ImageNetInfo, create_dataset, create_transform, infer_imagenet_subset, resolve_input_data_config
+from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_input_data_config
 from timm.models import get_pretrained_cfg
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -28,6 +28,7 @@ from visionattn.registry import published
 from visionattn.training.config import DataConfig
 from visionattn.training.data import MODES, Pictures, val_loader
 from visionattn.training.folder import replacing
+from visionattn.training.readers import read_folder
 
 TOLERANCE = 0.1
 _REAL_LABELS = "_info/imagenet_real_labels.json"
@@ -115,15 +116,10 @@ def validate(
         ValueError: no such folder, a class folder that means no class of the model or occurs twice, a picture that
             cannot be read, a number out of range.
     """
-    if not Path(root).is_dir():
-        raise ValueError(f"{root} is not a folder")
     for key, value, low in (("size", size, 1), ("crop_pct", crop_pct, 0.01), ("batch_size", batch_size, 1)):
         if value is not None and value < low:
             raise ValueError(f"{key} is {value}, wanted at least {low}")
-    reader = create_dataset("", root=str(root), search_split=False).reader
-    if len(places := sorted({Path(path).parent for path, _ in reader.samples})) > len(reader.class_to_idx):
-        twice = next(place for place in places if sum(place.name == other.name for other in places) > 1)
-        raise ValueError(f"{root} holds several class folders of the name {twice.name}, wanted one part of the data")
+    reader = read_folder(root)
     folders = sorted(reader.class_to_idx, key=reader.class_to_idx.get)
     outputs = torch.tensor(class_outputs(model, folders))
     asked: dict[str, Any] = {"crop_pct": crop_pct}
