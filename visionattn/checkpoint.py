@@ -13,11 +13,14 @@ from visionattn.weights.reader import WRAPPERS
 
 
 def unwrap(checkpoint: Mapping) -> dict[str, Tensor]:
-    """The named tensors of a checkpoint, out of the wrapper of whichever training script wrote it."""
+    """The named tensors of a checkpoint, out of the wrapper of whichever training script wrote it.
+
+    Names lose what DistributedDataParallel and `torch.compile` put before them.
+    """
     for key in WRAPPERS:
         if isinstance(checkpoint.get(key), Mapping):
             return unwrap(checkpoint[key])
-    return {name.removeprefix("module."): x for name, x in checkpoint.items() if isinstance(x, Tensor)}
+    return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): x for name, x in checkpoint.items() if isinstance(x, Tensor)}
 
 
 @dataclass

@@ -8,14 +8,17 @@ dispatcher selects by device; nothing falls back. Registered so, an operator wor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
 from importlib import import_module
 
 import torch
+from torch import Tensor
 from torch._ops import OpOverload
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 NAMESPACE = "visionattn"
 
@@ -77,6 +80,62 @@ def define(name: str, schema: str, *, cpu: Callable, fake: Callable, cuda: Calla
     if cuda is not None:
         torch.library.impl(qualified, "cuda", _outside_autocast("cuda", cuda))
     return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def register_gradient(forward: OpOverload, backward: OpOverload, plain: Callable, keeps_result: bool) -> None:
+    """Let autograd differentiate `forward`, with respect to its first result, by the op `backward`.
+
+    That has no derivative of its own: a gradient that will be differentiated again (`create_graph=True`) is taken of
+    `plain`.
+
+    Args:
+        forward: Tensors come first among its arguments; results behind the first are for `backward` alone.
+        backward: Takes the gradient of the result, all that was kept (the tensors among the arguments, then results)
+            and the other arguments; returns the gradients of the first so many tensors.
+        plain: The first result of `forward` in plain aten, with its arguments.
+        keeps_result: Whether the first result is kept beside the others.
+    """
+    arguments = forward._schema.arguments
+    count = sum("Tensor" in str(argument.type) for argument in arguments)
+
+    def setup_context(ctx, inputs, output) -> None:
+        results = output if isinstance(output, tuple) else (output,)
+        ctx.settings = inputs[count:]
+        ctx.mark_non_differentiable(*results[1:])
+        ctx.save_for_backward(*inputs[:count], *results[0 if keeps_result else 1 :])
+
+    def differentiate(ctx, grad, *_):
+        saved = ctx.saved_tensors  # read once: under activation checkpointing a second read is an error
+        if torch.is_grad_enabled():
+            gradients = _plain_gradients(plain, grad, saved[:count], ctx.settings)
+        else:
+            gradients = backward(grad, *saved, *ctx.settings)
+        wanted = [None if x is None else gradient for x, gradient in zip(saved, gradients, strict=False)]
+        return *wanted, *[None] * (len(arguments) - len(wanted))
+
+    torch.library.register_autograd(forward, differentiate, setup_context=setup_context)
+
+
+def _plain_gradients(
+    plain: Callable, grad: Tensor, tensors: Sequence[Tensor | None], settings: Sequence
+) -> list[Tensor | None]:
+    """Gradients of `tensors` that can be differentiated again, None for those that want none."""
+    wanted = [x for x in tensors if x is not None and x.requires_grad]
+    # Of torch's kernels for attention this one has second derivatives.
+    with no_autocast(grad.device.type), sdpa_kernel(SDPBackend.MATH):
+        gradients = iter(torch.autograd.grad(plain(*tensors, *settings), wanted, grad, create_graph=True))
+    return [next(gradients) if x is not None and x.requires_grad else None for x in tensors]
+
+
+def wants_plain_aten() -> bool:
+    """Whether an operator has to be computed by torch's own.
+
+    An exported program runs without this package; the transforms of `torch.func` and derivatives in forward mode have
+    no rules for our ops, and would give zeros without an error.
+    """
+    if torch.compiler.is_exporting() or torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def launcher(operator: str, function: str) -> Callable:

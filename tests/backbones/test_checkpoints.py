@@ -25,6 +25,13 @@ def test_wrapped_checkpoints_load(tiny, wrapper):
     assert all(torch.equal(loaded[name], x) for name, x in weights.items())
 
 
+@pytest.mark.parametrize("wrapped", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_checkpoints_of_wrapped_and_compiled_models_load(wrapped):
+    weights = timm.create_model("test_nat").state_dict()
+    loaded = create("test_nat", {wrapped + name: x for name, x in weights.items()}).state_dict()
+    assert all(torch.equal(loaded[name], x) for name, x in weights.items())
+
+
 def test_averaged_weights_win(tiny):
     plain, averaged = (timm.create_model(tiny).state_dict() for _ in range(2))
     loaded = create(tiny, {"model": plain, "model_ema": averaged}).state_dict()

@@ -147,11 +147,25 @@ def test_inductor_computes_the_same(name):
 
 
 @pytest.mark.filterwarnings("ignore:.*isinstance.*LeafSpec:FutureWarning")  # torch.export's own
-def test_exports(tiny):
-    model, x = create(tiny), images(input_size(tiny), input_size(tiny))
-    program = torch.export.export(model, (x,))
+def test_exports_for_any_batch(tiny):
+    model, x = create(tiny), images(input_size(tiny), input_size(tiny), batch=3)
+    program = torch.export.export(model, (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
     with torch.no_grad():
         torch.testing.assert_close(program.module()(x), model(x), **CLOSE)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # of torch's own operators under vmap
+def test_torch_func_gives_the_gradients_of_autograd(tiny):
+    model, x = create(tiny), images(input_size(tiny), input_size(tiny))
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def loss(parameters, image):
+        return torch.func.functional_call(model, parameters, (image[None],)).square().mean()
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    for number, image in enumerate(x):
+        want = torch.autograd.grad(loss(dict(model.named_parameters()), image), list(model.parameters()))
+        assert_steps_agree([each[name][number] for name in parameters], want)
 
 
 def test_channels_last_gives_the_same_answer(tiny):

@@ -103,6 +103,50 @@ def test_gradcheck_passes_in_float64(case):
     )
 
 
+def with_square(case: Case, function):
+    """The sum of squares of the result as a function of the trainable tensors, and these in float64."""
+    tensors = case.tensors(torch.float64)
+    trainable = {n: x for n, x in tensors.items() if x.requires_grad}
+    return lambda given: function(**tensors | given, **case.settings).square().sum(), trainable
+
+
+@pytest.mark.parametrize("case", FIRST)
+def test_second_derivatives_are_those_of_the_reference(case):
+    found = []
+    for function in (call(case), OPS[case.op].reference):
+        square, given = with_square(case, function)
+        first = torch.autograd.grad(square(given), list(given.values()), create_graph=True)
+        found.append(torch.autograd.grad(sum(g.square().sum() for g in first), list(given.values())))
+    for name, got, want in zip(given, *found, strict=True):
+        assert relative_error(got, want) < 1e-12, name
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # which torch itself uses there
+@pytest.mark.parametrize("case", FIRST)
+def test_derivatives_in_forward_mode_are_those_of_the_reference(case):
+    found = []
+    for function in (call(case), OPS[case.op].reference):
+        square, given = with_square(case, function)
+        given = {n: x.detach() for n, x in given.items()}
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # torch's others have none
+            found.append(torch.func.jvp(square, (given,), ({n: x.cos() for n, x in given.items()},))[1])
+    assert relative_error(*found) < 1e-12
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # of torch's own operators under vmap
+@pytest.mark.parametrize("case", FIRST)
+def test_gradients_of_torch_func_are_those_of_autograd(case):
+    square, given = with_square(case, call(case))
+    want = [
+        torch.autograd.grad(square({n: factor * x for n, x in given.items()}), [*given.values()]) for factor in (1, 2)
+    ]
+    both = {n: torch.stack([x.detach(), 2 * x.detach()]) for n, x in given.items()}
+    got = torch.func.vmap(torch.func.grad(square))(both)
+    for name, *gradients in zip(given, *want, strict=True):
+        for found, gradient, factor in zip(got[name], gradients, (1, 2), strict=True):
+            assert relative_error(found * factor, gradient) < 1e-12, name
+
+
 @pytest.mark.parametrize("case", FIRST)
 def test_autocast_changes_nothing_in_what_is_exported(case, monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)

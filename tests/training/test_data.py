@@ -150,7 +150,7 @@ def test_classes_that_differ_between_the_parts_are_an_error(own_pictures):
 
 @pytest.mark.parametrize("key", ["train_split", "val_split"])
 def test_a_part_without_its_folder_is_an_error_and_not_all_pictures(own_pictures, key):
-    with pytest.raises(ValueError, match="has no folder for the part 'held_out'; wanted one, or data.val_fraction"):
+    with pytest.raises(ValueError, match="has no folder for the part 'held_out'; wanted one"):
         open_source(DataConfig(root=str(own_pictures), **{key: "held_out"}), seed=0)
 
 

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from timm.models import register_notrace_function
 from torch import Tensor, nn
 
+from visionattn_kernels.op import wants_plain_aten
+
 
 @register_notrace_function  # the size of the map decides, which fx cannot trace
 def fill_patch(x: Tensor, patch_size: int) -> Tensor:
@@ -80,10 +82,12 @@ def _same_conv(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) ->
 
 def _convolves_gradient(x: Tensor, weight: Tensor) -> bool:
     """Whether `_ConvolvedGradient` applies and is faster: in oneDNN's eager float32 on a kernel of 5x5 or more."""
+    # Before any size is looked at, which would become a constant of what is traced.
+    if torch.jit.is_tracing() or torch.compiler.is_compiling() or wants_plain_aten():
+        return False
     trains = torch.is_grad_enabled() and weight.requires_grad and len(x) > 0
     plain = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    eager = not (torch.jit.is_tracing() or torch.compiler.is_compiling())
-    return trains and plain and eager and x.device.type == "cpu" and weight.shape[-1] >= 5
+    return trains and plain and x.device.type == "cpu" and weight.shape[-1] >= 5
 
 
 @register_notrace_function  # whether there will be a gradient decides, which fx cannot trace

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from visionattn_kernels.cpu import flow_attention as cpu
 from visionattn_kernels.layout import empty_map
-from visionattn_kernels.op import Operator, define, launcher, no_autocast, register
+from visionattn_kernels.op import Operator, define, launcher, no_autocast, register, register_gradient, wants_plain_aten
 from visionattn_kernels.ops.checks import check_epsilon, check_tokens
 
 
@@ -59,7 +59,7 @@ def flow_attention(query: Tensor, key: Tensor, value: Tensor, epsilon: float = 1
     """
     check_epsilon(epsilon)
     check_tokens(query, key, value)
-    if torch.compiler.is_exporting():
+    if wants_plain_aten():
         return reference(query, key, value, epsilon)
     return _forward(query, key, value, epsilon)[0]
 
@@ -77,18 +77,6 @@ def _backward_fake(grad, query, key, value, moments, sums, partition, epsilon):
     return tuple(empty_map(x) for x in (query, key, value))
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    """Keep what the backward needs: the arguments and the sums over tokens."""
-    *tensors, ctx.epsilon = inputs
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*tensors, *output[1:])
-
-
-def _differentiate(ctx, grad, *_grad_sums):
-    """Gradients of query, key and value; none of epsilon."""
-    return *_backward(grad, *ctx.saved_tensors, ctx.epsilon), None
-
-
 _forward = define(
     "flow_attention",
     "(Tensor query, Tensor key, Tensor value, float epsilon) -> (Tensor, Tensor, Tensor, Tensor)",
@@ -104,5 +92,5 @@ _backward = define(
     fake=_backward_fake,
     cuda=launcher("flow_attention", "backward"),
 )
-torch.library.register_autograd(_forward, _differentiate, setup_context=_setup_context)
+register_gradient(_forward, _backward, reference, keeps_result=False)
 register(Operator("flow_attention", flow_attention, reference, reference))

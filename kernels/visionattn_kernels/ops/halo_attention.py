@@ -22,7 +22,7 @@ from torch import Tensor
 
 from visionattn_kernels.cpu import halo_attention as cpu
 from visionattn_kernels.layout import empty_map
-from visionattn_kernels.op import Operator, define, launcher, no_autocast, register
+from visionattn_kernels.op import Operator, define, launcher, no_autocast, register, register_gradient, wants_plain_aten
 from visionattn_kernels.ops.checks import check_kind, check_rank, check_shape
 from visionattn_kernels.ops.windows import relative_entries
 
@@ -99,7 +99,7 @@ def halo_attention(
         check_shape(name, tensor, "(2P-1, D)", wanted)
     check_kind(query=query, key=key, value=value, height_rel=height_rel, width_rel=width_rel)
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    if torch.compiler.is_exporting():
+    if wants_plain_aten():
         with no_autocast(query.device.type):
             return reference(query, key, value, height_rel, width_rel, block_size, halo_size, stride, scale)
     return _forward(query, key, value, height_rel, width_rel, block_size, halo_size, stride, scale)[0]
@@ -126,18 +126,6 @@ def _backward_fake(grad, query, key, value, height_rel, width_rel, out, lse, blo
     return *(empty_map(x) for x in (query, key, value)), *(x.new_empty(x.shape) for x in (height_rel, width_rel))
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    """Keep what the backward needs: the arguments, the result and the logarithms of the softmax's sums."""
-    tensors, ctx.settings = inputs[:5], inputs[5:]
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(*tensors, *output)
-
-
-def _differentiate(ctx, grad, _grad_lse):
-    """Gradients of query, key, value and the two tables; none of the settings."""
-    return *_backward(grad, *ctx.saved_tensors, *ctx.settings), None, None, None, None
-
-
 _TENSORS = "Tensor query, Tensor key, Tensor value, Tensor height_rel, Tensor width_rel"
 _SETTINGS = "int block_size, int halo_size, int stride, float scale"
 _forward = define(
@@ -154,5 +142,5 @@ _backward = define(
     fake=_backward_fake,
     cuda=launcher("halo_attention", "backward"),
 )
-torch.library.register_autograd(_forward, _differentiate, setup_context=_setup_context)
+register_gradient(_forward, _backward, reference, keeps_result=True)
 register(Operator("halo_attention", halo_attention, reference, reference))

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from visionattn_kernels.cpu import linear_attention as cpu
 from visionattn_kernels.layout import empty_map
-from visionattn_kernels.op import Operator, define, launcher, no_autocast, register
+from visionattn_kernels.op import Operator, define, launcher, no_autocast, register, register_gradient, wants_plain_aten
 from visionattn_kernels.ops.checks import check_epsilon, check_shape, check_tokens
 
 NORMALIZATIONS = ("division", "subtraction", "magnitude")
@@ -111,7 +111,7 @@ def linear_attention(
         )
     check_epsilon(epsilon)
     _check(query, key, value, normalization, scale, rotary)
-    if torch.compiler.is_exporting():
+    if wants_plain_aten():
         return reference(query, key, value, normalization, feature_map, scale, rotary, epsilon)
     if not isinstance(scale, Tensor):
         dtype = torch.promote_types(query.dtype, torch.float32)
@@ -155,16 +155,9 @@ def _backward_fake(grad, query, key, value, scale, rotary, moments, key_mean, va
     return *(empty_map(x) for x in (query, key, value)), scale.new_empty(scale.shape)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    """Keep what the backward needs: the arguments and the means over keys and values."""
-    tensors, ctx.settings = inputs[:5], inputs[5:]
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*tensors, *output[1:])
-
-
-def _differentiate(ctx, grad, *_grad_means):
-    """Gradients of query, key, value and scale; none of rotary and the settings."""
-    return *_backward(grad, *ctx.saved_tensors, *ctx.settings), None, None, None, None
+def _plain(query, key, value, scale, rotary, normalization, feature_map, epsilon):
+    """The reference, with the arguments of the op."""
+    return reference(query, key, value, normalization, feature_map, scale, rotary, epsilon)
 
 
 _TENSORS = "Tensor query, Tensor key, Tensor value, Tensor scale, Tensor? rotary"
@@ -184,5 +177,5 @@ _backward = define(
     fake=_backward_fake,
     cuda=launcher("linear_attention", "backward"),
 )
-torch.library.register_autograd(_forward, _differentiate, setup_context=_setup_context)
+register_gradient(_forward, _backward, _plain, keeps_result=False)
 register(Operator("linear_attention", linear_attention, reference, reference))

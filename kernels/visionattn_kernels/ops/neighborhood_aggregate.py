@@ -19,7 +19,7 @@ from torch import Tensor
 
 from visionattn_kernels.cpu import neighborhood_aggregate as cpu
 from visionattn_kernels.layout import empty_map
-from visionattn_kernels.op import Operator, define, launcher, no_autocast, register
+from visionattn_kernels.op import Operator, define, launcher, no_autocast, register, register_gradient, wants_plain_aten
 from visionattn_kernels.ops.checks import check_kind, check_rank, check_shape
 from visionattn_kernels.ops.windows import check_windows, join_blocks, pair, take_blocks, window_blocks, window_offsets
 
@@ -85,7 +85,7 @@ def neighborhood_aggregate(
     wanted = (*value.shape[:4], kernel_size[0] * kernel_size[1])
     check_shape("weights", weights, "(B, heads, H, W, K²)", wanted)
     check_kind(weights=weights, value=value)
-    if torch.compiler.is_exporting():
+    if wants_plain_aten():
         with no_autocast(weights.device.type):
             return decomposition(weights, value, kernel_size, dilation)
     return _forward(weights, value, kernel_size, dilation)
@@ -99,17 +99,6 @@ def _forward_fake(weights, value, kernel_size, dilation):
 def _backward_fake(grad, weights, value, kernel_size, dilation):
     """Shapes, strides and dtypes of the backward's results."""
     return empty_map(weights), empty_map(value)
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    """Keep what the backward needs, the arguments."""
-    weights, value, *ctx.settings = inputs
-    ctx.save_for_backward(weights, value)
-
-
-def _differentiate(ctx, grad):
-    """Gradients of weights and value; none of the settings."""
-    return *_backward(grad, *ctx.saved_tensors, *ctx.settings), None, None
 
 
 _SETTINGS = "int[] kernel_size, int[] dilation"
@@ -127,5 +116,5 @@ _backward = define(
     fake=_backward_fake,
     cuda=launcher("neighborhood_aggregate", "backward"),
 )
-torch.library.register_autograd(_forward, _differentiate, setup_context=_setup_context)
+register_gradient(_forward, _backward, decomposition, keeps_result=False)
 register(Operator("neighborhood_aggregate", neighborhood_aggregate, reference, decomposition))

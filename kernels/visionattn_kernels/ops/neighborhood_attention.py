@@ -19,7 +19,7 @@ from torch import Tensor
 
 from visionattn_kernels.cpu import neighborhood_attention as cpu
 from visionattn_kernels.layout import empty_map
-from visionattn_kernels.op import Operator, define, launcher, no_autocast, register
+from visionattn_kernels.op import Operator, define, launcher, no_autocast, register, register_gradient, wants_plain_aten
 from visionattn_kernels.ops.checks import check_kind, check_rank, check_shape
 from visionattn_kernels.ops.windows import (
     Pair,
@@ -117,7 +117,7 @@ def neighborhood_attention(
     kernel_size, stride, dilation = (pair(value) for value in (kernel_size, stride, dilation))
     _check(query, key, value, kernel_size, stride, dilation, bias)
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    if torch.compiler.is_exporting():
+    if wants_plain_aten():
         with no_autocast(query.device.type):
             return decomposition(query, key, value, kernel_size, stride, dilation, bias, scale)
     return _forward(query, key, value, bias, kernel_size, stride, dilation, scale)[0]
@@ -148,18 +148,9 @@ def _backward_fake(grad, query, key, value, bias, out, lse, kernel_size, stride,
     return *(empty_map(query) for _ in range(3)), query.new_empty(0 if bias is None else bias.shape)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    """Keep what the backward needs: the arguments, the result and the logarithms of the softmax's sums."""
-    query, key, value, bias, *ctx.settings = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(query, key, value, bias, *output)
-
-
-def _differentiate(ctx, grad, _grad_lse):
-    """Gradients of query, key, value and bias; none of the settings."""
-    saved = ctx.saved_tensors  # read once: under activation checkpointing a second read is an error
-    gradients = _backward(grad, *saved, *ctx.settings)
-    return *gradients[:3], None if saved[3] is None else gradients[3], None, None, None, None
+def _plain(query, key, value, bias, kernel_size, stride, dilation, scale):
+    """The decomposition, with the arguments of the op."""
+    return decomposition(query, key, value, kernel_size, stride, dilation, bias, scale)
 
 
 _SETTINGS = "int[] kernel_size, int[] stride, int[] dilation, float scale"
@@ -178,5 +169,5 @@ _backward = define(
     fake=_backward_fake,
     cuda=launcher("neighborhood_attention", "backward"),
 )
-torch.library.register_autograd(_forward, _differentiate, setup_context=_setup_context)
+register_gradient(_forward, _backward, _plain, keeps_result=True)
 register(Operator("neighborhood_attention", neighborhood_attention, reference, decomposition))

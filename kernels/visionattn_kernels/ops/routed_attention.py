@@ -18,7 +18,7 @@ from torch import Tensor
 
 from visionattn_kernels.cpu import routed_attention as cpu
 from visionattn_kernels.layout import empty_map
-from visionattn_kernels.op import Operator, define, launcher, no_autocast, register
+from visionattn_kernels.op import Operator, define, launcher, no_autocast, register, register_gradient, wants_plain_aten
 from visionattn_kernels.ops.checks import check_kind, check_rank, check_shape
 
 
@@ -74,7 +74,7 @@ def routed_attention(query: Tensor, key: Tensor, value: Tensor, routes: Tensor, 
         raise ValueError(f"routes must name at least one region, got {tuple(routes.shape)}")
     check_shape("routes", routes, "(B, R, K)", (query.shape[0], query.shape[2], routes.shape[2]))
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    if torch.compiler.is_exporting():
+    if wants_plain_aten():
         with no_autocast(query.device.type):
             return decomposition(query, key, value, routes, scale)
     return _forward(query, key, value, routes, scale)[0]
@@ -122,18 +122,6 @@ def _backward_fake(grad, query, key, value, routes, out, lse, scale):
     return tuple(empty_map(query) for _ in range(3))
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    """Keep what the backward needs: the arguments, the result and the logarithms of the softmax's sums."""
-    *tensors, ctx.scale = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(*tensors, *output)
-
-
-def _differentiate(ctx, grad, _grad_lse):
-    """Gradients of query, key and value; none of routes and scale."""
-    return *_backward(grad, *ctx.saved_tensors, ctx.scale), None, None
-
-
 _forward = define(
     "routed_attention",
     "(Tensor query, Tensor key, Tensor value, Tensor routes, float scale) -> (Tensor, Tensor)",
@@ -149,5 +137,5 @@ _backward = define(
     fake=_backward_fake,
     cuda=launcher("routed_attention", "backward"),
 )
-torch.library.register_autograd(_forward, _differentiate, setup_context=_setup_context)
+register_gradient(_forward, _backward, decomposition, keeps_result=True)
 register(Operator("routed_attention", routed_attention, reference, decomposition))
