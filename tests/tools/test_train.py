@@ -56,6 +56,7 @@ def test_an_unreadable_picture_during_the_training_leaves_no_half_written_file(a
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "config.yaml",
         "environment.json",
+        "run.lock",
         "train.log",
     ]
 

@@ -1,8 +1,13 @@
 import csv
 import json
+import os
 import shutil
+import signal
+import time
+from contextlib import suppress
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -301,6 +306,102 @@ def test_a_truncated_or_foreign_checkpoint_is_an_error_that_names_it(configure):
     torch.save(timm.create_model("test_resnet").state_dict(), run.folder.last)
     with pytest.raises(ValueError, match=r"last\.pt is not a checkpoint of test_nat"):
         train(configure("schedule.epochs=1", "resume=true"))
+
+
+def test_a_checkpoint_with_a_changed_byte_anywhere_is_an_error(configure):
+    run = train(configure("schedule.epochs=1"))
+    whole = run.folder.last.read_bytes()
+    damaged = bytearray(whole)
+    for place in (len(whole) // 4, 3 * len(whole) // 4):
+        damaged[place] ^= 255
+    run.folder.last.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"cannot read the checkpoint .*last\.pt: its part .* is damaged"):
+        run.folder.load_last()
+    rng = np.random.default_rng(0)
+    for place in (*range(60), *range(len(whole) - 60, len(whole)), *rng.integers(len(whole), size=40)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 255
+        run.folder.last.write_bytes(damaged)
+        with suppress(ValueError):
+            found = flat(run.folder.load_last())  # of a byte that says nothing, such as padding
+            assert all(torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in both(found, flat(run.state())))
+
+
+def both(first: dict, second: dict) -> list[tuple]:
+    """The values of two dictionaries with the same keys."""
+    assert first.keys() == second.keys()
+    return [(first[key], second[key]) for key in first]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot read the checkpoint .*: File is not a zip file"),
+        (b"epoch 1", "cannot read the checkpoint .*: File is not a zip file"),
+        ([1], "cannot read the checkpoint .*: it holds a list, wanted the state of a run"),
+        ({"model": {}}, "is not a checkpoint of test_nat: it has no 'optimizer'"),
+        ({"model": 1}, "is not a checkpoint of test_nat: its model is of type int, wanted dict"),
+        ({"optimizer": None}, "is not a checkpoint of test_nat: its optimizer is of type NoneType, wanted dict"),
+        ({"optimizer": {}}, "is not a checkpoint of test_nat"),
+        ({"history": None}, "is not a checkpoint of test_nat: its history is of type NoneType, wanted list"),
+        ({"ema": None}, "is not a checkpoint of test_nat"),
+    ],
+)
+def test_a_checkpoint_of_another_content_is_an_error_that_says_which(configure, content, message):
+    run = Run(configure("ema_decay=0.9"))
+    run.folder.describe(run.config)
+    if isinstance(content, bytes):
+        run.folder.last.write_bytes(content)
+    else:
+        whole = content != {"model": {}} and isinstance(content, dict)
+        run.folder.save_last(run.state() | content if whole else content)
+    with pytest.raises(ValueError, match=message) as error:
+        Run(configure("ema_decay=0.9", "resume=true"))
+    assert "\n" not in str(error.value)
+
+
+# Two runs in one folder
+
+
+def test_a_second_run_in_the_folder_of_one_at_work_is_refused(configure):
+    with RunFolder(configure().output).locked(), pytest.raises(ValueError, match=r"another run is at work in .*/run"):
+        train(configure())
+    assert [path.name for path in RunFolder(configure().output).path.iterdir()] == ["run.lock"]
+    train(configure("schedule.epochs=1"))
+
+
+def test_a_run_that_began_while_another_ended_does_not_overwrite_it(configure, monkeypatch):
+    locked = RunFolder.locked
+
+    def wait(folder):
+        monkeypatch.setattr(RunFolder, "locked", locked)
+        train(configure("schedule.epochs=1"))
+        return locked(folder)
+
+    monkeypatch.setattr(RunFolder, "locked", wait)
+    with pytest.raises(ValueError, match="already holds a run"):
+        train(configure("schedule.epochs=2"))
+
+
+def test_a_killed_run_leaves_its_folder_free_even_while_its_workers_live(tmp_path):
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        with RunFolder(tmp_path).locked():
+            if worker := os.fork():
+                os.write(writer, b"%d" % worker)
+            time.sleep(60)
+            os._exit(0)
+    worker = int(os.read(reader, 20))
+    try:
+        with pytest.raises(ValueError, match="another run is at work"), RunFolder(tmp_path).locked():
+            pass
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with RunFolder(tmp_path).locked():
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
 
 
 # The loop

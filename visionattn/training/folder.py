@@ -12,9 +12,12 @@ import pickle
 import platform
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import nn
 
@@ -33,6 +37,17 @@ from visionattn.training.drawing import draw_curves
 from visionattn.training.model import CONFIG_FILE, WEIGHTS_FILE, save_model
 
 _PACKAGES = ("torch", "torchvision", "timm", "accelerate", "albumentations", "numpy", "pillow")
+# Of zipfile and torch, for a file with bytes that are not what was written.
+_READING_ERRORS = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    LookupError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+)
 _FRESH = ".fresh."
 # Keys that may differ between a run and its continuation: they do not change what is computed.
 _FREE_KEYS = {
@@ -53,13 +68,18 @@ _FREE_KEYS = {
 }
 
 
+def _reason(error: Exception) -> str:
+    """The first line of what an error says, or its name where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
     """Turns what Python, torch and safetensors raise on a full disk into a ValueError that names the file."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+        reason = _reason(error)
         if not isinstance(error, OSError):  # which names a full disk itself, as torch does not
             reason += f" ({shutil.disk_usage(path.parent).free // 2**20} MiB free)"
         raise ValueError(f"cannot write {path}: {reason}") from error
@@ -88,7 +108,7 @@ class RunFolder:
     config.yaml (all keys), environment.json (one entry a start), train.log, summary.csv and metrics.jsonl (the same
     figures, rounded and whole), curves.png, last.pt (the state to resume from), checkpoints/ (those of earlier epochs
     that are kept), best/ (the model for prediction, and its card), last/ and last_ema/ (the weights and their average
-    as they are now), report.html, attention_entropy.jsonl, examples/.
+    as they are now), report.html, attention_entropy.jsonl, examples/, run.lock (locked while a run is at work).
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -118,6 +138,26 @@ class RunFolder:
             if key not in free and before[key] != now[key]:
                 raise ValueError(f"cannot resume {self.path}: it has {key}={before[key]!r}, asked is {now[key]!r}")
         return True
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other runs out of the folder until the block ends, or the process, however it does.
+
+        Raises:
+            ValueError: another run is at work in the folder, or it cannot be written.
+        """
+        file = self.path / "run.lock"
+        lock = FileLock(file)
+        with _writing(file):
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout as error:
+                raise ValueError(f"another run is at work in {self.path}, wanted another output") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def with_fitted_batch(self, config: Config) -> Config:
         """`config` with the batch that the run here found to fit, if `data.find_batch_size` asks for one."""
@@ -176,12 +216,19 @@ class RunFolder:
         """The state that was saved last.
 
         Raises:
-            ValueError: the file is truncated or no checkpoint.
+            ValueError: the file is damaged or no checkpoint.
         """
         try:
-            return torch.load(self.last, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            raise ValueError(f"cannot read the checkpoint {self.last}: {str(error).splitlines()[0]}") from error
+            with zipfile.ZipFile(self.last) as archive:
+                damaged = archive.testzip()  # torch.load compares no checksums
+            if damaged:
+                raise ValueError(f"its part {damaged} is damaged")
+            state = torch.load(self.last, map_location="cpu", weights_only=True)
+            if not isinstance(state, dict):
+                raise ValueError(f"it holds a {type(state).__name__}, wanted the state of a run")
+            return state
+        except (*_READING_ERRORS, ValueError) as error:
+            raise ValueError(f"cannot read the checkpoint {self.last}: {_reason(error)}") from error
 
     def export(self, name: str, model: nn.Module, class_names: Sequence[str], data_config: Mapping[str, Any]) -> None:
         """Replaces the folder `name`, the model as `visionattn.training.model.load_model` reads it."""

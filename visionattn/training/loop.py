@@ -8,6 +8,7 @@ an uninterrupted one, bit for bit on the CPU.
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from heapq import nlargest
 from itertools import zip_longest
 from typing import Any
@@ -168,17 +169,26 @@ def train(config: Config, console: Console | None = None) -> Run:
         The run, trained: its `history` has a row an epoch, its `folder` the files.
 
     Raises:
-        ValueError: see `Run` and `train_one_epoch`; the files of earlier epochs stay as they were.
+        ValueError: see `Run` and `train_one_epoch`, or another run is at work in the folder; the files of earlier
+            epochs stay as they were.
     """
     run = Run(config)
-    report = Report(run, console or Console())
+    with run.folder.locked() if run.accelerator.is_main_process else nullcontext():
+        _train(run, Report(run, console or Console()))
+    return run
+
+
+def _train(run: Run, report: Report) -> None:
+    """The epochs that `run` still lacks, and what follows them."""
+    config = run.config
     if run.accelerator.is_main_process:
-        run.folder.describe(run.config)
+        run.folder.begin(config)  # again, as another run may have come and gone since
+        run.folder.describe(config)
         if config.baselines and not run.baselines:
             run.baselines = score_baselines(run.train.with_transform(run.val.transform), run.val)
         if run.history and not run.within:
             keep_checkpoints(run)  # which a kill may have cut off
-    begin_tracking(run.accelerator, run.config)
+    begin_tracking(run.accelerator, config)
     report.begin()
     with report.progress:
         for epoch in range(len(run.history), run.epochs):
@@ -201,7 +211,6 @@ def train(config: Config, console: Console | None = None) -> Run:
         if config.push_to_hub:
             report.say(push(run.folder.best, config.push_to_hub))
     report.end()
-    return run
 
 
 def save_epoch(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import textwrap
 from typing import Any
 
 import torch
@@ -39,6 +40,8 @@ from visionattn.training.sharding import (
 )
 from visionattn.training.stream import stream_loader
 from visionattn.training.tracking import choose_trackers
+
+_STATE_KINDS = {"model": dict, "optimizer": dict, "updates": int, "history": list, "baselines": dict, "data": dict}
 
 
 class Run:
@@ -160,6 +163,9 @@ class Run:
 
     def _restore(self, state: dict[str, Any]) -> None:
         try:
+            for key, kind in _STATE_KINDS.items():
+                if not isinstance(state[key], kind):
+                    raise ValueError(f"its {key} is of type {type(state[key]).__name__}, wanted {kind.__name__}")
             for key, now in self._data().items():
                 if state["data"][key] != now:
                     raise ValueError(f"its data had {key}: {state['data'][key]}, that of now has {now}")
@@ -171,8 +177,9 @@ class Run:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             self.updates, self.history, self.baselines = state["updates"], state["history"], state["baselines"]
             self.within = state["within"]
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise ValueError(f"{self.folder.last} is not a checkpoint of {self.config.model.name}: {error}") from error
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = f"it has no {error}" if isinstance(error, KeyError) else textwrap.shorten(str(error), 400)
+            raise ValueError(f"{self.folder.last} is not a checkpoint of {self.config.model.name}: {reason}") from error
         self.schedule.step_update(self.updates)
 
 
