@@ -61,7 +61,17 @@ def test_overrides_win_over_the_file_and_the_file_over_the_defaults(configure):
         ("optimizer.clip_grad=0", "optimizer.clip_grad is 0.0, wanted above 0"),
         ("augment.mixup=-0.1", "augment.mixup is -0.1, wanted at least 0"),
         ("augment.erasing=2", "augment.erasing is 2.0, wanted between 0 and 1"),
-        ("data.std=[1,0,1]", r"data.std is \[1.0, 0.0, 1.0\], wanted above 0"),
+        ("data.std=[1,0,1]", r"data.std is \[1.0, 0.0, 1.0\], wanted 1 or 3 numbers above 0"),
+        ("data.std=[]", r"data.std is \[\], wanted 1 or 3 numbers above 0"),
+        ("data.mean=[0.5,0.5]", r"data.mean is \[0.5, 0.5\], wanted 1 or 3 numbers"),
+        ("data.mean=[0.5,.nan,0.5]", r"data.mean is \[0.5, nan, 0.5\], wanted 1 or 3 numbers"),
+        ("data.crop_pct=inf", "data.crop_pct is inf, wanted above 0, at most 1"),
+        ("data.crop_pct=50", "data.crop_pct is 50.0, wanted above 0, at most 1"),
+        ("data.input_size=[3,56", r"override 'data.input_size=\[3,56' cannot be read: did not find expected ','"),
+        ("augment.transforms=[{Resize: {}", r"override 'augment.transforms=\[{Resize: {}' cannot be read"),
+        ("data.root=a${b", r"override 'data.root=a\${b' cannot be read: no viable alternative"),
+        ("data.root=a${b}", r"data.root: Interpolation key 'b' not found"),
+        ("[data=3", r"override '\[data=3' cannot be read"),
         ("seed=-1", "seed is -1, wanted at least 0"),
         ("keep_last=-1", "keep_last is -1, wanted at least 0"),
         ("schedule.epochs", "'schedule.epochs' is not of the form key=value"),
@@ -81,6 +91,27 @@ def test_a_wrong_value_is_an_error_that_shows_it(configure, override, message):
         configure(override)
 
 
+@pytest.mark.parametrize("text", ["007", "1e3", "0x10", "12:30", "on", "null", "a #b", "a: b", "[1]", "'a'", "a=b"])
+def test_the_text_of_a_path_is_kept_and_written_as_it_is(configure, tmp_path, text):
+    config = configure(f"output={text}", *([] if text == "null" else [f"data.root={text}"]))
+    assert config.output == text
+    assert text == "null" or config.data.root == text
+    (tmp_path / "written.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "written.yaml").output == text
+
+
+@pytest.mark.parametrize("value", ["", "null"])
+def test_a_path_that_may_be_none_is_unset_by_null_or_nothing(configure, value):
+    assert configure(f"data.root={value}").data.root is None
+
+
+def test_a_tilde_in_front_of_a_path_is_the_home_folder(configure, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    config = configure("output=~/run", "data.root=~", "model.weights=~/a.pth", "distill.weights=/b/~/c.pth")
+    assert (config.output, config.data.root) == ("/home/somebody/run", "/home/somebody")
+    assert (config.model.weights, config.distill.weights) == ("/home/somebody/a.pth", "/b/~/c.pth")
+
+
 def test_a_key_without_a_default_that_is_not_set_is_an_error(tmp_path):
     file = tmp_path / "bare.yaml"
     file.write_text("model: {name: test_nat}\nschedule: {epochs: 1}\n")
@@ -94,14 +125,17 @@ def test_mixing_wants_an_even_batch(configure):
 
 
 @pytest.mark.parametrize(
-    "content", [None, b"model: [unclosed", b"model: \xff", b"- model", b"model:", b"model: nat_mini"]
+    "content",
+    [None, b"model: [unclosed", b"model: \xff", b"- model", b"model:", b"model: nat_mini", b"3", b"output: ${b"],
 )
 def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path, content):
     file = tmp_path / "broken.yaml"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"broken\.yaml"):
+    with pytest.raises(ValueError, match=r"broken\.yaml") as error:
         load_config(file)
+    assert "\n" not in str(error.value)
+    assert "None" not in str(error.value) or content == b"model:"
 
 
 def test_a_written_configuration_reads_back_equal(configure, tmp_path):

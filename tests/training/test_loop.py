@@ -532,7 +532,7 @@ def test_a_loss_that_is_no_number_stops_before_it_is_saved(configure):
         ("optimizer.kwargs.beta=1", "optimizer adamw with {'beta': 1}"),
         ("schedule.name=cosinus", "cosinus"),
         ("data.batch_size=25", "fewer than data.batch_size"),
-        ("data.mean=[0.5,0.5]", "mean must have one value or 3 values, got 2"),
+        ("data.mean=[0.5,0.5]", r"data.mean is \[0.5, 0.5\], wanted 1 or 3 numbers"),
         ("augment.transforms=[]", r"end at \(3, 40, 40\)|wanted \(3, 48, 48\)"),
     ],
 )

@@ -3,6 +3,8 @@
 Each key is typed. An unknown key is an error that names the nearest known one.
 """
 
+import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import SequenceMatcher
@@ -227,6 +229,8 @@ class Config:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Reads the YAML file `path` and applies `key=value` overrides (`optimizer.lr=3e-4`), the last one winning.
 
+    The value of an override is YAML, but for names and paths the text itself. A path may begin with `~`.
+
     Raises:
         ValueError: no such file, no YAML, an unknown key, a value of the wrong type or out of range, a key not set.
     """
@@ -236,16 +240,26 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         parts = [(path, OmegaConf.load(path))]
     except OSError as error:
-        raise ValueError(f"cannot read the configuration {path}: {error.strerror}") from error
+        # OmegaConf's own, of a file that holds a number, has no strerror.
+        reason = error.strerror or f"{error}, wanted keys with their values"
+        raise ValueError(f"cannot read the configuration {path}: {reason}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a YAML file: {error}") from error
-    parts += [(override, OmegaConf.from_dotlist([override])) for override in overrides]
+        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+    except OmegaConfBaseException as error:
+        raise ValueError(f"cannot read the configuration {path}: {str(error).splitlines()[0]}") from error
+    parts += [(override, _parsed(override)) for override in overrides]
     merged = OmegaConf.structured(Config)
     for where, part in parts:
         merged = _merged(merged, part, where)
-    if missing := sorted(OmegaConf.missing_keys(merged)):
-        raise ValueError(f"{missing[0]} is not set; give it in {path} or as {missing[0]}=VALUE")
-    config = OmegaConf.to_object(merged)
+    try:
+        if missing := sorted(OmegaConf.missing_keys(merged)):
+            raise ValueError(f"{missing[0]} is not set; give it in {path} or as {missing[0]}=VALUE")
+        for key in _PATHS:
+            if text := OmegaConf.select(merged, key):
+                OmegaConf.update(merged, key, os.path.expanduser(text))
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     _check_ranges(config)
     return config
 
@@ -258,6 +272,26 @@ def to_yaml(config: Config) -> str:
 def flatten(config: Config) -> dict[str, Any]:
     """The configuration as {dotted key: value}; lists and the free `kwargs` stay whole."""
     return dict(_items(config))
+
+
+def _parsed(override: str) -> DictConfig | ListConfig:
+    """The tree of a `key=value`; where a text is wanted YAML is not asked, which makes 7 of a folder 007.
+
+    Raises:
+        ValueError: the value is no YAML, or the key no key.
+    """
+    key, _, value = override.partition("=")
+    kind = _dotted_keys(Config).get(key)
+    unset = kind == str | None and value in ("", "null")
+    try:
+        if kind not in (str, str | None) or unset:
+            return OmegaConf.from_dotlist([override])
+        for name in reversed(key.split(".")):
+            value = {name: value}
+        return OmegaConf.create(value)
+    except (yaml.YAMLError, OmegaConfBaseException, IndexError) as error:
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ValueError(f"override {override!r} cannot be read: {reason}") from error
 
 
 def _merged(config: DictConfig, part: DictConfig | ListConfig, where: str | Path) -> DictConfig:
@@ -291,13 +325,13 @@ def _items(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
             yield prefix + item.name, value
 
 
-def _dotted_keys(section: type, prefix: str = "") -> list[str]:
-    """All keys of a dataclass type, nested ones as `section.key`."""
-    keys = []
+def _dotted_keys(section: type, prefix: str = "") -> dict[str, Any]:
+    """All keys of a dataclass type with their types, nested ones as `section.key`."""
+    keys = {}
     for item in fields(section):
-        keys.append(prefix + item.name)
+        keys[prefix + item.name] = item.type
         if is_dataclass(item.type):
-            keys += _dotted_keys(item.type, f"{prefix}{item.name}.")
+            keys |= _dotted_keys(item.type, f"{prefix}{item.name}.")
     return keys
 
 
@@ -311,6 +345,7 @@ def _nearest(unknown: str, known: Iterable[str]) -> str:
     return max(known, key=likeness)
 
 
+_PATHS = ("output", "data.root", "model.weights", "distill.weights")
 _NOT_NEGATIVE = (
     "data.workers",
     "augment.mixup",
@@ -329,20 +364,26 @@ _NOT_NEGATIVE = (
 def _check_ranges(config: Config) -> None:
     """Raises ValueError for the first value outside what the training can mean; None means that a key is off."""
     mixes = config.augment.mixup > 0 or config.augment.cutmix > 0
+    channels = config.data.input_size[0] if config.data.input_size else 3
+    a_value_each = f"1 or {channels} numbers"
     wanted = {
         "model.compile": (lambda value: value in (True, False, "blocks"), "true, false or blocks"),
         "data.batch_size": (
             lambda size: size >= 1 and not (mixes and size % 2),
             "at least 1, even where batches are mixed",
         ),
-        "data.crop_pct": (lambda share: share > 0, "above 0"),
-        "data.std": (lambda values: min(values, default=0) > 0, "above 0"),
+        "data.input_size": (lambda size: len(size) == 3 and min(size) >= 1, "[channels, height, width]"),
+        "data.crop_pct": (lambda share: 0 < share <= 1, "above 0, at most 1"),
+        "data.mean": (lambda values: len(values) in (1, channels) and all(map(math.isfinite, values)), a_value_each),
+        "data.std": (
+            lambda values: len(values) in (1, channels) and all(0 < value < math.inf for value in values),
+            f"{a_value_each} above 0",
+        ),
         "augment.erasing": (lambda share: 0 <= share <= 1, "between 0 and 1"),
         "augment.mix_prob": (lambda share: 0 <= share <= 1, "between 0 and 1"),
         "augment.switch_prob": (lambda share: 0 <= share <= 1, "between 0 and 1"),
         "data.val_fraction": (lambda share: 0 < share < 1, "between 0 and 1"),
         "data.limit": (lambda count: count >= 1, "at least 1"),
-        "data.input_size": (lambda size: len(size) == 3 and min(size) >= 1, "[channels, height, width]"),
         "optimizer.lr": (lambda rate: rate > 0, "above 0"),
         "optimizer.layer_decay": (lambda factor: 0 < factor <= 1, "above 0, at most 1"),
         "optimizer.clip_grad": (lambda norm: norm > 0, "above 0"),
