@@ -43,6 +43,12 @@ def test_pictures_are_normalised_channel_by_channel():
         ([{"HorizontalFlip": {"p": 3}}], "HorizontalFlip does not accept .*less than or equal to 1"),
         ([{"Resize": {"interpolation": "cubic"}}], "unknown 'cubic'; the nearest known is 'bicubic'"),
         ([{"RandAugment": {"policy": "rand-x9"}}], "RandAugment does not accept"),
+        ([{"Resize": {"interpolation": [1]}}], r"unknown \[1\]; the nearest known is"),
+        ([{"HorizontalFlip": 3}], "HorizontalFlip has 3, wanted {argument: value}"),
+        ([{"HorizontalFlip": [1]}], r"HorizontalFlip has \[1\], wanted {argument: value}"),
+        ([{"HorizontalFlip": 0}], "HorizontalFlip has 0, wanted {argument: value}"),
+        *(([{name: {}}], f"unknown '{name}'") for name in ("BasicTransform", "ImageOnlyTransform", "DualTransform")),
+        *(([{name: {}}], f"unknown '{name}'") for name in ("ToTensorV2", "CubicSymmetry")),
         ([{"Resize": {}, "HorizontalFlip": {}}], "not of the form {name: {argument: value}}"),
     ],
 )
@@ -54,6 +60,20 @@ def test_a_step_that_does_not_exist_is_an_error_naming_the_nearest(steps, messag
 def test_a_chain_that_ends_at_another_size_is_an_error(picture):
     with pytest.raises(ValueError, match=r"end at \(3, 40, 50\), wanted \(3, 24, 32\)"):
         Augmentation([{"HorizontalFlip": {}}], DATA_CONFIG)(picture, seed=0)
+
+
+@pytest.mark.parametrize("name", ["BBoxSafeRandomCrop", "CropNonEmptyMaskIfExists"])
+def test_a_step_that_fails_is_named(picture, name):
+    with pytest.raises(ValueError, match=f"augment.transforms: {name} failed with (KeyError|RuntimeError): "):
+        Augmentation([{"HorizontalFlip": {}}, {name: {}}], DATA_CONFIG)(picture, seed=0)
+
+
+def test_randaugment_changes_grey_pictures(picture):
+    grey = {"input_size": (1, 40, 50), "mean": (0.5,), "std": (0.25,), "interpolation": "bicubic"}
+    augmentation = Augmentation([{"RandAugment": {"policy": "rand-m9-mstd0.5-inc1"}}], grey)
+    changed = [augmentation(picture.convert("L"), seed) for seed in range(40)]
+    assert all(tensor.shape == (1, 40, 50) for tensor in changed)
+    assert sum(not torch.equal(tensor, changed[0]) for tensor in changed) > 20
 
 
 def test_randaugment_draws_from_the_seed_and_leaves_the_global_generators_alone(picture):

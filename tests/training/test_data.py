@@ -243,3 +243,19 @@ def test_grey_and_palette_pictures_become_what_the_model_takes(own_pictures):
     seen = augmented(own_pictures)
     position = [path for path, _ in seen.reader.samples].index(str(file))
     assert seen[Draw(position, 0)][0].shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("step", "reason"),
+    [
+        ("RandomCrop", "augment.transforms: RandomCrop failed with CropSizeError: "),
+        ("HorizontalFlip", r"augment.transforms end at \(3, 16, 16\), wanted \(3, 32, 32\)"),
+    ],
+)
+def test_a_picture_that_cannot_be_augmented_is_named_in_one_line_with_the_step(own_pictures, workers, step, reason):
+    file = own_pictures / "train" / "red" / "3.png"
+    Image.new("RGB", (16, 16)).save(file)
+    with pytest.raises(UnreadablePictureError, match=f"^cannot augment the picture {file}: {reason}") as error:
+        epoch_of(augmented(own_pictures, [{step: {}}]), workers=workers, epoch=0)
+    assert "\n" not in str(error.value)

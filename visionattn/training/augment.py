@@ -8,6 +8,7 @@ import inspect
 import os
 import random
 import textwrap
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -76,13 +77,22 @@ class RandAugment(A.ImageOnlyTransform):
                 operation.aug_fn = _posterize
 
     def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
-        """Changes one picture (H, W, 3), uint8, drawing from this transform's own generator."""
+        """Changes one picture (H, W, 1 or 3), uint8, drawing from this transform's own generator."""
         with _global_seed(self.py_random.getrandbits(32)):
-            return np.asarray(self.augment(Image.fromarray(img)))
+            # Pillow has no pictures with an axis for one channel.
+            picture = Image.fromarray(img.squeeze(2) if img.shape[2] == 1 else img)
+            return np.asarray(self.augment(picture)).reshape(img.shape)
 
 
+_ABSTRACT = (A.ImageOnlyTransform, A.DualTransform)
+# Neither volumes nor what makes a tensor, which would come before the normalisation.
 _TRANSFORMS: dict[str, type] = {
-    name: value for name, value in vars(A).items() if isinstance(value, type) and issubclass(value, A.BasicTransform)
+    name: value
+    for name, value in vars(A).items()
+    if isinstance(value, type)
+    and issubclass(value, _ABSTRACT)
+    and not issubclass(value, A.Transform3D)
+    and value not in _ABSTRACT
 } | {"RandAugment": RandAugment}
 
 
@@ -116,11 +126,14 @@ class Augmentation:
         if len(step) != 1:
             raise ValueError(f"augment.transforms: {dict(step)} is not of the form {{name: {{argument: value}}}}")
         ((name, arguments),) = step.items()
-        cls = _TRANSFORMS.get(_known(name, _TRANSFORMS, "augment.transforms"))
+        cls = _TRANSFORMS[_known(name, _TRANSFORMS, "augment.transforms")]
+        arguments = {} if arguments is None else arguments
+        if not isinstance(arguments, Mapping):
+            raise ValueError(f"augment.transforms: {name} has {arguments!r}, wanted {{argument: value}}")
         accepted = inspect.signature(cls).parameters
-        for argument in arguments or {}:
+        for argument in arguments:
             _known(argument, accepted, f"augment.transforms: {name}")
-        arguments = {key: value for key, value in self._defaults.items() if key in accepted} | dict(arguments or {})
+        arguments = {key: value for key, value in self._defaults.items() if key in accepted} | dict(arguments)
         if "interpolation" in arguments:
             interpolation = _known(arguments["interpolation"], _INTERPOLATIONS, f"{name}: interpolation")
             arguments["interpolation"] = _INTERPOLATIONS[interpolation]
@@ -134,21 +147,31 @@ class Augmentation:
         """Changes and normalises the picture; equal seeds give equal results.
 
         Raises:
-            ValueError: the chain does not end at the input size.
+            ValueError: a step fails, or the chain does not end at the input size.
         """
         pixels = np.array(picture)
         self.compose.set_random_seed(seed)
-        pixels = self.compose(image=pixels.reshape(*pixels.shape[:2], -1))["image"]
+        try:
+            pixels = self.compose(image=pixels.reshape(*pixels.shape[:2], -1))["image"]
+        except Exception as error:  # whatever albumentations, OpenCV or timm raise
+            reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+            raise ValueError(f"augment.transforms: {self._failed(error)} failed with {reason}") from error
         tensor = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
         if tuple(tensor.shape) != self.shape:
             raise ValueError(f"augment.transforms end at {tuple(tensor.shape)}, wanted {self.shape}: crop or resize")
         return tensor
 
+    def _failed(self, error: Exception) -> str:
+        """The step that raised `error`: the first one whose method is in the traceback."""
+        owners = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        steps = self.compose.transforms
+        return next((type(owner).__name__ for owner in owners if any(owner is step for step in steps)), "a step")
 
-def _known(name: str, known: Mapping[str, Any], where: str) -> str:
+
+def _known(name: Any, known: Mapping[str, Any], where: str) -> str:
     """`name` if it is a key of `known`, else a ValueError that names the nearest key."""
-    if name not in known:
-        nearest = get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    if not isinstance(name, str) or name not in known:
+        nearest = get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
         raise ValueError(f"{where}: unknown {name!r}; the nearest known is {nearest!r}")
     return name
 

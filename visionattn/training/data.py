@@ -30,7 +30,7 @@ _DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombErr
 
 
 class UnreadablePictureError(ValueError):
-    """A picture that cannot be decoded; the message names it.
+    """A picture that cannot be decoded or augmented; the message names it.
 
     Raised in a worker it comes back with a traceback as its message, of which the last line is kept.
     """
@@ -194,12 +194,19 @@ class AugmentedPictures(Pictures):
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, int]:
         picture, label = self.picture(draw.position)
-        return self.transform(picture, draw.seed), label
+        return self._augmented(picture, draw.seed, lambda: self.name(draw.position)), label
 
     def augment(self, file: io.IOBase, index: int, seed: int) -> tuple[Tensor, int]:
         """The same from the open file of the reader's picture `index`."""
         picture = read_picture(file, self.mode, self.reader.filename(index))
-        return self.transform(picture, seed), self.reader.samples[index][1]
+        return self._augmented(picture, seed, lambda: self.reader.filename(index)), self.reader.samples[index][1]
+
+    def _augmented(self, picture: Image.Image, seed: int, name: Callable[[], str]) -> Tensor:
+        """The transformed picture; `name` is called where it fails, as a data set of the hub reads a picture for it."""
+        try:
+            return self.transform(picture, seed)
+        except ValueError as error:
+            raise UnreadablePictureError(f"cannot augment the picture {name()}: {error}") from error
 
 
 class SeededOrder(Sampler[Draw]):
