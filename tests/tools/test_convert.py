@@ -32,4 +32,23 @@ def test_what_cannot_be_converted_is_told_and_nothing_is_written(tmp_path, capsy
     assert "checkpoint does not fit NAT" in capsys.readouterr().err
     assert run("nat_mimi", tmp_path / "file", tmp_path / "out") == 1
     assert "'nat_mini'" in capsys.readouterr().err
+    for name, message in (
+        ("test_nat.foo", "model test_nat.foo: Invalid pretrained tag (foo)"),
+        ("test_resnet", "test_resnet is a model of timm itself, wanted one of visionattn"),
+    ):
+        assert run(name, tmp_path / "file", tmp_path / "out") == 1
+        err = capsys.readouterr().err
+        assert err.startswith(f"error: {message}")
+        assert err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_place_that_cannot_be_written_is_told_and_nothing_is_left_there(tmp_path, capsys):
+    torch.save({"state_dict": timm.create_model("test_nat").state_dict()}, tmp_path / "file")
+    (tmp_path / "folder").mkdir()
+    for out in (tmp_path / "missing" / "out", tmp_path / "folder", tmp_path / "file" / "out", tmp_path / ("x" * 255)):
+        assert run("test_nat", tmp_path / "file", out) == 1
+        err = capsys.readouterr().err
+        assert err.startswith(f"error: cannot write {out}: ")
+        assert err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]

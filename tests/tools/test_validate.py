@@ -137,7 +137,9 @@ def test_the_tool_fails_where_an_accuracy_is_not_reproduced_or_nothing_is_asked(
     ("extra", "message"),
     [
         (["--size", "0"], "size is 0, wanted at least 1"),
-        (["--crop-pct", "-1"], "crop_pct is -1.0, wanted at least 0.01"),
+        (["--crop-pct", "-1"], "crop_pct is -1.0, wanted above 0, at most 1"),
+        (["--crop-pct", "50"], "crop_pct is 50.0, wanted above 0, at most 1"),
+        (["--crop-pct", "nan"], "crop_pct is nan, wanted above 0, at most 1"),
         (["--batch-size", "0"], "batch_size is 0, wanted at least 1"),
         (["--out", "results.xlsx"], "results.xlsx ends in '.xlsx', wanted .csv or .json"),
     ],
@@ -152,6 +154,17 @@ def test_a_checkpoint_that_fails_costs_no_result_of_those_before_it(folder, save
     out, err = capsys.readouterr()
     assert out.startswith(f"{saved[0]}: top-1 ")
     assert err.startswith("error: nowhere is not a saved model")
+
+
+def test_a_folder_without_pictures_or_with_some_in_no_class_is_an_error_that_says_so(folder, tmp_path):
+    model = ByColour(["red", "blue", "green"], [0, 2, 1])
+    for empty in (tmp_path / "empty", tmp_path / "classes"):
+        (empty / "red").mkdir(parents=True)
+        with pytest.raises(ValueError, match=f"^no pictures in {empty}, wanted files in .jpg"):
+            validate("colours", model, empty, workers=0)
+    (folder / "red" / "0.png").rename(folder / "stray.png")
+    with pytest.raises(ValueError, match=f"^{folder} holds pictures itself, wanted them in one folder for each class$"):
+        validate("colours", model, folder, workers=0)
 
 
 def test_the_parts_of_a_data_set_are_not_counted_together(folder, tmp_path):

@@ -291,6 +291,12 @@ def test_an_output_that_is_a_file_is_an_error(configure, tmp_path):
         Run(configure(f"output={tmp_path / 'tiny.yaml'}"))
 
 
+def test_an_output_that_cannot_be_a_folder_is_an_error(configure, tmp_path):
+    for output, reason in ((tmp_path / "tiny.yaml" / "run", "Not a directory"), ("x" * 256, "File name too long")):
+        with pytest.raises(ValueError, match=f"^output {output} cannot be a folder: {reason}$"):
+            Run(configure(f"output={output}"))
+
+
 def test_resuming_nothing_is_an_error(configure, tmp_path):
     with pytest.raises(ValueError, match=r"nothing to resume: .*last\.pt does not exist"):
         train(configure("resume=true"))

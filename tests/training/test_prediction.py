@@ -69,6 +69,8 @@ def test_a_picture_that_cannot_be_read_is_named(saved, files, tmp_path):
         classify(load_model(saved), [*files, broken])
     with pytest.raises(UnreadablePictureError, match=r"missing\.png: No such file"):
         classify(load_model(saved), [tmp_path / "missing.png"])
+    with pytest.raises(UnreadablePictureError, match=r"x\.png: .*File name too long"):
+        classify(load_model(saved), find_pictures(["x" * 256 + ".png"]))
 
 
 def test_nothing_to_classify_is_an_error(saved, files):
@@ -125,6 +127,7 @@ def test_a_folder_stands_for_the_pictures_below_it(pictures, tmp_path):
     assert len(found) == 13
     assert found[:12] == sorted(found[:12])
     assert found[12].parent.name == "red"
+    (tmp_path / "inner.png").mkdir()
     with pytest.raises(ValueError, match="holds no pictures"):
         find_pictures([tmp_path])
 
@@ -142,6 +145,13 @@ def test_a_table_holds_paths_classes_and_probabilities(saved, files, tmp_path, e
     assert list(table["path"]) == [str(path) for path in files]
     assert list(table["class_2"]) == [prediction.classes[1][0] for prediction in predictions]
     assert list(table["probability_1"]) == pytest.approx([x.classes[0][1] for x in predictions])
+
+
+@pytest.mark.parametrize("place", ["a.txt/out.csv", "x" * 260 + ".csv", "x" * 245 + ".csv"])
+def test_a_table_that_cannot_be_written_is_an_error_that_names_it(saved, files, tmp_path, place):
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(ValueError, match=f"^cannot write {tmp_path / place}: .*(File exists|File name too long)"):
+        write_table(classify(load_model(saved), files[:1]), tmp_path / place)
 
 
 def test_a_table_of_another_kind_is_an_error_and_writes_nothing(saved, files, tmp_path):

@@ -12,6 +12,7 @@ import pickle
 import platform
 import shlex
 import shutil
+import stat
 import struct
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -99,7 +100,8 @@ def replacing(path: Path) -> Iterator[Path]:
             yield temporary
             os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not there, or could not have been
+            temporary.unlink()
 
 
 class RunFolder:
@@ -109,10 +111,21 @@ class RunFolder:
     figures, rounded and whole), curves.png, last.pt (the state to resume from), checkpoints/ (those of earlier epochs
     that are kept), best/ (the model for prediction, and its card), last/ and last_ema/ (the weights and their average
     as they are now), report.html, attention_entropy.jsonl, examples/, run.lock (locked while a run is at work).
+
+    Raises:
+        ValueError: `path` is a file or cannot be a folder.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        try:
+            is_folder = stat.S_ISDIR(self.path.stat().st_mode)
+        except FileNotFoundError:
+            is_folder = True
+        except OSError as error:
+            raise ValueError(f"output {self.path} cannot be a folder: {error.strerror}") from error
+        if not is_folder:
+            raise ValueError(f"output {self.path} is a file, wanted a folder")
         self.last = self.path / "last.pt"
         self.best = self.path / "best"
 
@@ -123,8 +136,6 @@ class RunFolder:
             ValueError: the folder holds a run that is not to be resumed, or of another configuration, or there is
                 nothing to resume.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"output {self.path} is a file, wanted a folder")
         if not self.last.is_file():
             if config.resume is True:
                 raise ValueError(f"nothing to resume: {self.last} does not exist")

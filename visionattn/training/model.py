@@ -1,6 +1,7 @@
 """Models by name, and models saved with what prediction needs: classes, input size and normalisation."""
 
 import json
+import os
 import pickle
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,7 +53,7 @@ def build_model(config: ModelConfig, num_classes: int | None, input_size: Sequen
     """
     if fixed := {"num_classes", "in_chans", "img_size"} & config.kwargs.keys():
         raise ValueError(f"model.kwargs.{min(fixed)} follows from the data, wanted data.input_size or nothing")
-    if config.weights is not None and not Path(config.weights).is_file():
+    if config.weights is not None and not os.path.isfile(config.weights):
         raise ValueError(f"model.weights {config.weights} is not a file")
     check_name(config.name)
     starts_from_weights = config.pretrained or config.weights is not None
@@ -102,7 +103,7 @@ def load_model(folder: str | Path) -> nn.Module:
     """
     folder = Path(folder)
     for file in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / file).is_file():
+        if not os.path.isfile(folder / file):
             raise ValueError(f"{folder} is not a saved model: it has no {file}")
     with _explained(f"cannot load the model in {folder}"):
         check_name(json.loads((folder / CONFIG_FILE).read_text())["architecture"])

@@ -1,6 +1,7 @@
 """Classes of pictures, from a model that the training saved or that timm knows. Run by `tools/predict.py`."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +40,13 @@ def find_pictures(paths: Sequence[str | Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        inside = [x for x in sorted(path.rglob("*")) if x.suffix.lower() in get_img_extensions()]
-        if path.is_dir() and not inside:
+        if not os.path.isdir(path):  # without an error for a name that is too long
+            found.append(path)
+            continue
+        inside = [x for x in sorted(path.rglob("*")) if x.suffix.lower() in get_img_extensions() and x.is_file()]
+        if not inside:
             raise ValueError(f"the folder {path} holds no pictures")
-        found += inside if path.is_dir() else [path]
+        found += inside
     return found
 
 

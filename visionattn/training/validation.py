@@ -116,9 +116,11 @@ def validate(
         ValueError: no such folder, a class folder that means no class of the model or occurs twice, a picture that
             cannot be read, a number out of range.
     """
-    for key, value, low in (("size", size, 1), ("crop_pct", crop_pct, 0.01), ("batch_size", batch_size, 1)):
-        if value is not None and value < low:
-            raise ValueError(f"{key} is {value}, wanted at least {low}")
+    for key, value in (("size", size), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{key} is {value}, wanted at least 1")
+    if crop_pct is not None and not 0 < crop_pct <= 1:
+        raise ValueError(f"crop_pct is {crop_pct}, wanted above 0, at most 1")
     reader = read_folder(root)
     folders = sorted(reader.class_to_idx, key=reader.class_to_idx.get)
     outputs = torch.tensor(class_outputs(model, folders))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+import textwrap
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.models import model_entrypoint
 from torch import nn
@@ -30,19 +33,31 @@ def convert(name: str, source: str | Path, target: str | Path, verify: bool = Fa
         What became of the tensors.
 
     Raises:
-        ValueError: The file cannot be read or does not fit, or what was written does not give the same answer.
+        ValueError: The model is none of ours, a file cannot be read, written or does not fit, or what was written does
+            not give the same answer.
     """
     variant = name.partition(".")[0]
     if not timm.is_model(variant):
         nearest = get_close_matches(variant, timm.list_models(), n=1, cutoff=0.0)[0]
         raise ValueError(f"unknown model {variant!r}; the nearest known model is {nearest!r}")
-    model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(source)})
     family = sys.modules[model_entrypoint(variant).__module__]
+    if not family.__name__.startswith("visionattn."):
+        raise ValueError(f"{variant} is a model of timm itself, wanted one of visionattn")
+    try:
+        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(source)})
+    except RuntimeError as error:  # timm's, of an unknown tag
+        raise ValueError(f"model {name}: {textwrap.shorten(str(error), 300)}") from error
     report = getattr(family.checkpoint_filter_fn(read_weights(source), model), "report", Report())
     target = Path(target)
     temporary = target.with_name(target.name + ".part")
-    save_file({key: x.contiguous() for key, x in model.state_dict().items()}, temporary)
-    temporary.replace(target)
+    try:
+        save_file({key: x.contiguous() for key, x in model.state_dict().items()}, temporary)
+        temporary.replace(target)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot write {target}: {error}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
     if verify:
         _verify(name, model, target)
     return report
