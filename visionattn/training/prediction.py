@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 from timm.data import create_transform, resolve_input_data_config
-from timm.data.readers.img_extensions import get_img_extensions
 from torch import nn
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from visionattn.training.data import MODES, read_picture
 from visionattn.training.drawing import draw_sheet
@@ -43,7 +43,7 @@ def find_pictures(paths: Sequence[str | Path]) -> list[Path]:
         if not os.path.isdir(path):  # without an error for a name that is too long
             found.append(path)
             continue
-        inside = [x for x in sorted(path.rglob("*")) if x.suffix.lower() in get_img_extensions() and x.is_file()]
+        inside = [x for x in sorted(path.rglob("*")) if x.suffix.lower() in IMG_EXTENSIONS and x.is_file()]
         if not inside:
             raise ValueError(f"the folder {path} holds no pictures")
         found += inside
