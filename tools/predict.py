@@ -17,8 +17,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from visionattn.training.folder import check_ending
 from visionattn.training.model import load_model, load_published
-from visionattn.training.prediction import classify, find_pictures, write_sheet, write_table
+from visionattn.training.prediction import SHEETS, TABLES, classify, find_pictures, write_sheet, write_table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sheet", metavar="OUT.png", help="draw pictures and classes on this contact sheet")
     arguments = parser.parse_args(argv)
     try:
+        for path, endings in ((arguments.table, TABLES), (arguments.sheet, SHEETS)):
+            if path:
+                check_ending(path, *endings)
         model = load_published(arguments.model) if arguments.model else load_model(arguments.checkpoint)
         predictions = classify(model, find_pictures(arguments.images), arguments.topk, arguments.batch_size)
         for prediction in predictions:

@@ -13,8 +13,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from visionattn.training.folder import check_ending
 from visionattn.training.model import load_model, load_published
-from visionattn.training.validation import check_ending, validate, write_results
+from visionattn.training.validation import RESULTS, validate, write_results
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not loaders:
             raise ValueError("no model to validate, wanted --checkpoint or --model")
         if arguments.out:
-            check_ending(arguments.out)
+            check_ending(arguments.out, *RESULTS)
         for name, load in loaders:
             result = validate(name, load(name), arguments.pictures, **options)
             results.append(result)

@@ -44,6 +44,8 @@ def test_prediction_prints_a_line_a_picture_and_draws_the_sheet(saved, image, tm
     ("arguments", "message"),
     [
         (["missing.png"], "error: cannot read the picture missing.png: No such file"),
+        (["--table", "out.xls"], "error: out.xls ends in '.xls', wanted .csv or .json or .parquet"),
+        (["--sheet", "s.jpg"], "error: s.jpg ends in '.jpg', wanted .png"),
         (["--topk", "0"], "error: topk is 0, wanted at least 1"),
         (["--checkpoint", "nowhere"], "error: nowhere is not a saved model: it has no config.json"),
         (["--model", "nat_mimi"], "error: unknown model 'nat_mimi'; the nearest known model is 'nat_mini'"),
@@ -52,7 +54,7 @@ def test_prediction_prints_a_line_a_picture_and_draws_the_sheet(saved, image, tm
 def test_what_cannot_be_used_is_one_line_and_exit_status_one(saved, image, tmp_path, capsys, arguments, message):
     sheet = tmp_path / "sheet.png"
     model = [] if {"--checkpoint", "--model"} & set(arguments) else ["--checkpoint", saved]
-    assert predict.main([image, *arguments, *model, "--sheet", str(sheet)]) == 1
+    assert predict.main(["--sheet", str(sheet), image, *arguments, *model]) == 1
     out, err = capsys.readouterr()
     assert err.startswith(message)
     assert err.count("\n") == 1

@@ -61,6 +61,11 @@ def test_an_unreadable_picture_during_the_training_leaves_no_half_written_file(a
     ]
 
 
+def test_a_path_is_printed_as_it_is(arguments, tmp_path, capsys):
+    assert train.main([*arguments, f"output={tmp_path / 'a:100:b [red]'}", "schedule.epochs=1"]) == 0
+    assert f"saved in {tmp_path}/a:100:b [red]/best;" in capsys.readouterr().out
+
+
 def test_an_interrupt_says_how_to_go_on(arguments, capsys, monkeypatch):
     def interrupt(config):
         raise KeyboardInterrupt

@@ -198,6 +198,20 @@ def test_a_polynomial_schedule_is_a_straight_line():
     assert rates == pytest.approx([0.75, 0.5, 0.25])
 
 
+@pytest.mark.parametrize("name", ["cosine", "tanh", "poly", "wsd", "rsqrt"])
+def test_every_schedule_but_the_constant_falls_to_its_end(name):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    config = ScheduleConfig(name=name, epochs=20, warmup_epochs=2, cooldown_epochs=1, min_lr=0.01)
+    schedule, epochs = build_schedule(optimizer, config, updates_per_epoch=3)
+    rates = []
+    for update in range(1, 3 * epochs):
+        schedule.step_update(update)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert epochs == 21
+    assert max(rates) > 0.9  # a straight line has lost 2 of 20 epochs by the end of the warm-up
+    assert rates[-1] == pytest.approx(0.01)
+
+
 def _distinct() -> list[Path]:
     """One of the shipped configurations for each way to augment and to optimise; models differ beyond that."""
     seen = {}

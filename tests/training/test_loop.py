@@ -464,9 +464,10 @@ def test_clipping_bounds_the_step(configure):
 def test_the_learning_rate_is_stepped_once_an_update(configure):
     run = Run(configure("schedule.epochs=4", "schedule.warmup_epochs=2", "schedule.warmup_lr=0", "optimizer.lr=0.6"))
     rates = []
-    train_one_epoch(run, 0, on_update=lambda meter: rates.append(run.optimizer.param_groups[0]["lr"]))
+    row = train_one_epoch(run, 0, on_update=lambda meter: rates.append(run.optimizer.param_groups[0]["lr"]))
     # Three updates an epoch: the warm-up is 6 updates long.
     assert rates == pytest.approx([0.1, 0.2, 0.3])
+    assert row["lr"] == pytest.approx(0.2)  # of the third update, after which it is 0.3
 
 
 def test_validation_counts_every_picture_once(configure):
@@ -536,7 +537,15 @@ def test_a_loss_that_is_no_number_stops_before_it_is_saved(configure):
         ("model.weights=/no/such/file.pth", "model.weights /no/such/file.pth is not a file"),
         ("optimizer.name=adamv", "optimizer adamv"),
         ("optimizer.kwargs.beta=1", "optimizer adamw with {'beta': 1}"),
-        ("schedule.name=cosinus", "cosinus"),
+        ("optimizer.name=adahessian", "optimizer.name is adahessian, wanted one that needs no second derivatives"),
+        ("optimizer.name=fusedadamw", "optimizer fusedadamw with {}: .* required"),
+        ("optimizer.name=bnbadam8bit", "optimizer bnbadam8bit with {}: .* required"),
+        *(
+            (f"schedule.name={name}", f"schedule.name is '{name}', wanted cosine, tanh, poly, wsd, rsqrt or constant")
+            for name in ("cosinus", "none", "plateau", "multistep", "step")
+        ),
+        ("schedule.name=rsqrt", "schedule.name=rsqrt with 0 warmup_epochs: "),
+        ("model.kwargs.features_only=true", "model.kwargs.features_only is true, wanted a model with a classifier"),
         ("data.batch_size=25", "fewer than data.batch_size"),
         ("data.mean=[0.5,0.5]", r"data.mean is \[0.5, 0.5\], wanted 1 or 3 numbers"),
         ("augment.transforms=[]", r"end at \(3, 40, 40\)|wanted \(3, 48, 48\)"),

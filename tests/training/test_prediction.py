@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 
 import pytest
 import timm
@@ -60,6 +61,21 @@ def test_the_sheet_is_a_png_of_the_announced_size(saved, files, tmp_path, count,
         assert picture.size == size
         assert len(picture.convert("RGB").getcolors(maxcolors=1 << 20)) > 100
     assert [path.name for path in sheet.parent.iterdir()] == ["sheet.png"]
+
+
+def test_names_with_the_signs_of_formulas_are_drawn(saved, files, tmp_path):
+    named = shutil.copy(files[0], tmp_path / r"$x_$ \frac.png")
+    (prediction,) = classify(load_model(saved), [named])
+    write_sheet([replace(prediction, classes=[(r"$\frac$", 1.0)])], tmp_path / "sheet.png")
+    with pytest.raises(ValueError, match=r"sheet\.gif ends in '\.gif', wanted \.png"):
+        write_sheet([prediction], tmp_path / "sheet.gif")
+
+
+def test_as_many_names_as_classes_are_wanted(saved, files):
+    model = load_model(saved)
+    model.pretrained_cfg["label_names"] = CLASSES[:2]
+    with pytest.raises(ValueError, match="the model has 2 label_names for 3 classes, wanted as many"):
+        classify(model, files)
 
 
 def test_a_picture_that_cannot_be_read_is_named(saved, files, tmp_path):
@@ -155,6 +171,6 @@ def test_a_table_that_cannot_be_written_is_an_error_that_names_it(saved, files, 
 
 
 def test_a_table_of_another_kind_is_an_error_and_writes_nothing(saved, files, tmp_path):
-    with pytest.raises(ValueError, match=r"ends in '\.xls', wanted one of \.csv, \.json, \.parquet"):
+    with pytest.raises(ValueError, match=r"ends in '\.xls', wanted \.csv or \.json or \.parquet"):
         write_table(classify(load_model(saved), files[:1]), tmp_path / "out.xls")
     assert not (tmp_path / "out.xls").exists()

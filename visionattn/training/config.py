@@ -113,7 +113,8 @@ class OptimizerConfig:
 
     Attributes:
         name: one of `timm.optim.list_optimizers()`.
-        lr: learning rate at the end of the warm-up, for the whole batch: it is not scaled.
+        lr: learning rate that the warm-up rises to and the schedule starts from, for the whole batch: it is not scaled.
+            The schedule counts from the first update, so that after a warm-up `cosine` goes on below it.
         weight_decay: of all but biases, norms and what the model's `no_weight_decay` names.
         layer_decay: factor of the learning rate from each layer to the one before it.
         clip_grad: largest norm of the gradient.
@@ -135,12 +136,14 @@ class ScheduleConfig:
     """The learning rate over time, made by `timm.scheduler.create_scheduler_v2`, stepped after each update.
 
     Attributes:
-        name: `cosine`, `step`, `constant`, `poly` (a straight line down), ...
+        name: after the warm-up `cosine`, `tanh` (flat at both ends), `poly` (a straight line down), `wsd` (constant, a
+            steep fall in the last fifth), `rsqrt` (one over the root of the time, a straight line down in the last
+            fifth; wants a warm-up) or `constant`.
         epochs: length, warm-up included.
         warmup_epochs: linear rise from `warmup_lr`.
-        cooldown_epochs: epochs at `min_lr` after the others.
+        cooldown_epochs: epochs at `min_lr` after the others; none with `constant`.
         warmup_lr: learning rate of the first update.
-        min_lr: learning rate of the last.
+        min_lr: where the learning rate has fallen to at the end.
     """
 
     name: str = "cosine"
@@ -345,6 +348,7 @@ def _nearest(unknown: str, known: Iterable[str]) -> str:
     return max(known, key=likeness)
 
 
+_SCHEDULES = ("cosine", "tanh", "poly", "wsd", "rsqrt", "constant")  # those that need no keys but ours
 _PATHS = ("output", "data.root", "model.weights", "distill.weights")
 _NOT_NEGATIVE = (
     "data.workers",
@@ -390,6 +394,7 @@ def _check_ranges(config: Config) -> None:
         "optimizer.accumulate": (lambda count: count >= 1, "at least 1"),
         "distill.weight": (lambda share: 0 < share <= 1, "above 0, at most 1"),
         "distill.temperature": (lambda temperature: temperature > 0, "above 0"),
+        "schedule.name": (lambda name: name in _SCHEDULES, f"{', '.join(_SCHEDULES[:-1])} or {_SCHEDULES[-1]}"),
         "schedule.epochs": (lambda count: count >= 1, "at least 1"),
         "label_smoothing": (lambda share: 0 <= share < 1, "at least 0, below 1"),
         "ema_decay": (lambda decay: 0 < decay < 1, "between 0 and 1"),

@@ -65,7 +65,7 @@ def draw_sheet(
     for cell, (caption, picture, classes) in zip(cells, pictures, strict=False):
         top, bottom = cell.subplots(2, 1, height_ratios=(3, 0.35 * len(classes) + 0.2))
         top.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        top.set_title(_shorten(caption, 30), fontsize=8, color=_INK)
+        top.set_title(_shorten(caption, 30), fontsize=8, color=_INK, parse_math=False)
         top.axis("off")
         _draw_bars(bottom, classes)
     figure.savefig(path, format="png")
@@ -77,8 +77,9 @@ def _draw_bars(axes, classes: Sequence[tuple[str, float]]) -> None:
         axes.barh(row, 1, color="#f1f4f7", height=0.8)
         axes.barh(row, probability, color=_BAR if row == 0 else _SOFT_BAR, height=0.8)
         weight = "bold" if row == 0 else "normal"
-        axes.text(0.03, row, _shorten(name, 24), fontsize=8, va="center", color=_INK, weight=weight)
-        axes.text(0.97, row, f"{probability:.1%}", fontsize=8, va="center", ha="right", color=_INK, weight=weight)
+        style = {"fontsize": 8, "va": "center", "color": _INK, "weight": weight, "parse_math": False}
+        axes.text(0.03, row, _shorten(name, 24), **style)
+        axes.text(0.97, row, f"{probability:.1%}", ha="right", **style)
     axes.set_xlim(0, 1)
     axes.set_ylim(len(classes) - 0.5, -0.5)
     axes.axis("off")

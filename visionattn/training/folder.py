@@ -86,6 +86,12 @@ def _writing(path: Path) -> Iterator[None]:
         raise ValueError(f"cannot write {path}: {reason}") from error
 
 
+def check_ending(path: str | Path, *endings: str) -> None:
+    """Raises ValueError unless `path` has one of `endings`, to be known before hours of work."""
+    if Path(path).suffix not in endings:
+        raise ValueError(f"{path} ends in {Path(path).suffix!r}, wanted {' or '.join(endings)}")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path in the same folder, renamed to `path` if the block succeeds and removed if not.

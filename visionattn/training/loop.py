@@ -77,7 +77,8 @@ def train_one_epoch(run: Run, epoch: int, on_update: Callable[[Meter], None] = l
     """One pass over the training pictures, or what an interruption left of it; `on_update` follows each update.
 
     Returns:
-        Training loss, top-1 in percent (with mixing: of the unmixed labels), learning rate and images a second.
+        Training loss, top-1 in percent (with mixing: of the unmixed labels), learning rate of the last update,
+        images a second.
 
     Raises:
         ValueError: the loss is no longer a number, or a picture cannot be read.
@@ -89,6 +90,7 @@ def train_one_epoch(run: Run, epoch: int, on_update: Callable[[Meter], None] = l
     run.model.train()
     _seed(run, epoch, done)
     for number, (images, labels) in enumerate(batches, done + 1):
+        rate = max(group["lr"] for group in run.optimizer.param_groups)  # of the next update, which changes it
         loss, logits = _learn(run, images, labels, f"batch {number} of epoch {epoch + 1}")
         meter.add(loss, logits, labels)
         if run.accelerator.sync_gradients:
@@ -102,7 +104,7 @@ def train_one_epoch(run: Run, epoch: int, on_update: Callable[[Meter], None] = l
 
     seen = meter.read(everywhere=True)
     return {
-        "lr": max(group["lr"] for group in run.optimizer.param_groups),
+        "lr": rate,
         "train_loss": seen["loss"],
         "train_top1": seen["top1"],
         "images_per_second": seen["images_per_second"],

@@ -53,6 +53,8 @@ def build_model(config: ModelConfig, num_classes: int | None, input_size: Sequen
     """
     if fixed := {"num_classes", "in_chans", "img_size"} & config.kwargs.keys():
         raise ValueError(f"model.kwargs.{min(fixed)} follows from the data, wanted data.input_size or nothing")
+    if config.kwargs.get("features_only"):
+        raise ValueError("model.kwargs.features_only is true, wanted a model with a classifier")
     if config.weights is not None and not os.path.isfile(config.weights):
         raise ValueError(f"model.weights {config.weights} is not a file")
     check_name(config.name)
@@ -122,8 +124,14 @@ def load_published(name: str) -> nn.Module:
 
 
 def class_names(model: nn.Module) -> list[str]:
-    """Name of each class: those saved with the model, ImageNet's where it has ImageNet's classes, else numbers."""
+    """Name of each class: those saved with the model, ImageNet's where it has ImageNet's classes, else numbers.
+
+    Raises:
+        ValueError: more or fewer names were saved than there are classes.
+    """
     if names := model.pretrained_cfg.get("label_names"):
+        if len(names) != model.num_classes:
+            raise ValueError(f"the model has {len(names)} label_names for {model.num_classes} classes, wanted as many")
         return [str(name) for name in names]
     if subset := infer_imagenet_subset(model):
         return ImageNetInfo(subset).label_descriptions()

@@ -14,10 +14,10 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     """An optimiser of timm, with the model's own exclusions from weight decay.
 
     Raises:
-        ValueError: an unknown optimiser or argument.
+        ValueError: an unknown optimiser or argument, or one that needs what is not here.
     """
     try:
-        return create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             model,
             opt=config.name,
             lr=config.lr,
@@ -25,8 +25,11 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
             layer_decay=config.layer_decay,
             **config.kwargs,
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AssertionError, ImportError, RuntimeError) as error:
         raise ValueError(f"optimizer {config.name} with {config.kwargs}: {error}") from error
+    if getattr(optimizer, "is_second_order", False):
+        raise ValueError(f"optimizer.name is {config.name}, wanted one that needs no second derivatives, such as adamw")
+    return optimizer
 
 
 def build_schedule(
@@ -38,21 +41,23 @@ def build_schedule(
     (github.com/huggingface/accelerate/issues/2318).
 
     Raises:
-        ValueError: an unknown schedule.
+        ValueError: epochs that the schedule cannot do with.
     """
-    return create_scheduler_v2(
-        optimizer,
-        sched=config.name,
-        # timm reads the power of `poly` from here, and the factor of `step`.
-        decay_rate=1.0 if config.name == "poly" else 0.1,
-        num_epochs=config.epochs,
-        warmup_epochs=config.warmup_epochs,
-        cooldown_epochs=config.cooldown_epochs,
-        warmup_lr=config.warmup_lr,
-        min_lr=config.min_lr,
-        step_on_epochs=False,
-        updates_per_epoch=updates_per_epoch,
-    )
+    try:
+        return create_scheduler_v2(
+            optimizer,
+            sched=config.name,
+            decay_rate=1.0,  # from which timm reads the power of `poly`
+            num_epochs=config.epochs,
+            warmup_epochs=config.warmup_epochs,
+            cooldown_epochs=config.cooldown_epochs,
+            warmup_lr=config.warmup_lr,
+            min_lr=config.min_lr,
+            step_on_epochs=False,
+            updates_per_epoch=updates_per_epoch,
+        )
+    except ValueError as error:
+        raise ValueError(f"schedule.name={config.name} with {config.warmup_epochs} warmup_epochs: {error}") from error
 
 
 def build_loss(config: Config) -> nn.Module:

@@ -13,10 +13,11 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from visionattn.training.data import MODES, read_picture
 from visionattn.training.drawing import draw_sheet
-from visionattn.training.folder import replacing
+from visionattn.training.folder import check_ending, replacing
 from visionattn.training.model import class_names
 
 TABLES = (".csv", ".json", ".parquet")
+SHEETS = (".png",)
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,7 @@ def write_table(predictions: Sequence[Prediction], path: str | Path) -> None:
     import pandas  # 0.5 s to import, and only this function needs it
 
     path = Path(path)
-    if path.suffix not in TABLES:
-        raise ValueError(f"{path} ends in {path.suffix!r}, wanted one of {', '.join(TABLES)}")
+    check_ending(path, *TABLES)
     rows = []
     for prediction in predictions:
         row: dict[str, str | float] = {"path": str(prediction.path)}
@@ -114,7 +114,12 @@ def write_table(predictions: Sequence[Prediction], path: str | Path) -> None:
 
 
 def write_sheet(predictions: Sequence[Prediction], path: str | Path) -> None:
-    """Draws the pictures with their classes on one PNG, of `visionattn.training.drawing.sheet_size`."""
+    """Draws the pictures with their classes on one PNG, of `visionattn.training.drawing.sheet_size`.
+
+    Raises:
+        ValueError: another ending, or a picture that cannot be read.
+    """
+    check_ending(path, *SHEETS)
     cells = [(x.path.name, read_picture(x.path, "RGB"), x.classes) for x in predictions]
     with replacing(Path(path)) as temporary:
         draw_sheet(cells, temporary)

@@ -49,7 +49,7 @@ class Report:
     def say(self, line: str) -> None:
         """Prints a line and appends it to the log."""
         if self.speaks:
-            self.progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self.progress.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
             self.run.folder.log(line)
 
     def begin(self) -> None:

@@ -27,10 +27,11 @@ from torch.nn.functional import cross_entropy
 from visionattn.registry import published
 from visionattn.training.config import DataConfig
 from visionattn.training.data import MODES, Pictures, val_loader
-from visionattn.training.folder import replacing
+from visionattn.training.folder import check_ending, replacing
 from visionattn.training.readers import read_folder
 
 TOLERANCE = 0.1
+RESULTS = (".csv", ".json")
 _REAL_LABELS = "_info/imagenet_real_labels.json"
 
 
@@ -185,19 +186,13 @@ def published_top1(name: str) -> float | None:
     return published(entry).get("top1") if notes else None
 
 
-def check_ending(path: str | Path) -> None:
-    """Raises ValueError unless `write_results` can write `path`, to be known before hours of validation."""
-    if Path(path).suffix not in (".csv", ".json"):
-        raise ValueError(f"{path} ends in {Path(path).suffix!r}, wanted .csv or .json")
-
-
 def write_results(results: Sequence[Accuracy], path: str | Path) -> None:
     """Writes a row a model, as CSV or JSON by the ending of `path`.
 
     Raises:
         ValueError: another ending.
     """
-    check_ending(path)
+    check_ending(path, *RESULTS)
     path, rows = Path(path), [asdict(result) for result in results]
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(rows, indent=1) + "\n" if path.suffix == ".json" else _as_csv(rows))
