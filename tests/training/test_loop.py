@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from training.generated import TINY, write_pictures
 
 from visionattn.training.baselines import score_baselines
-from visionattn.training.config import load_config
+from visionattn.training.config import ModelConfig, load_config
 from visionattn.training.folder import RunFolder
 from visionattn.training.loop import evaluate, train, train_one_epoch
 from visionattn.training.run import Run, mixed_precision
@@ -366,6 +366,29 @@ def test_a_checkpoint_of_another_content_is_an_error_that_says_which(configure, 
     assert "\n" not in str(error.value)
 
 
+def test_a_run_whose_best_model_is_gone_says_so_before_it_goes_on(configure, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            train(configure())
+    folder = RunFolder(configure().output)
+    shutil.rmtree(folder.best)
+    with pytest.raises(ValueError, match=r"cannot resume .*run: .*best has no model\.safetensors"):
+        train(configure("resume=true"))
+    shutil.copytree(folder.path / "last", folder.best)
+    train(configure("resume=true"))
+
+
+@pytest.mark.parametrize("content", ["", "{}"])
+def test_a_list_of_starts_that_is_none_is_named_and_nothing_is_replaced(configure, content):
+    folder = RunFolder(configure().output)
+    folder.path.mkdir()
+    (folder.path / "environment.json").write_text(content)
+    with pytest.raises(ValueError, match=r"environment\.json.*, wanted a list in JSON or no such file"):
+        train(configure())
+    assert not (folder.path / "config.yaml").exists()
+
+
 # Two runs in one folder
 
 
@@ -515,6 +538,11 @@ def test_a_model_learns_a_few_pictures_by_heart(configure):
     assert {run.train.reader.samples[index][1] for index in run.train.indices} == {0, 1, 2}
     assert run.history[-1]["train_top1"] == 100
     assert run.history[-1]["train_loss"] < 0.1 * run.history[0]["train_loss"]
+
+
+def test_a_batch_of_one_that_a_model_cannot_normalise_names_the_key(configure):
+    with pytest.raises(ValueError, match=r"data.batch_size is 1: Expected more than 1 value .*; wanted at least 2"):
+        train(replace(configure("data.batch_size=1"), model=ModelConfig("test_resnet")))
 
 
 def test_a_loss_that_is_no_number_stops_before_it_is_saved(configure):

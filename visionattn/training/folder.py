@@ -192,12 +192,13 @@ class RunFolder:
 
     def describe(self, config: Config) -> None:
         """Writes config.yaml, appends this start to environment.json, and removes what a killed run half wrote."""
+        starts = [*self.starts(), environment()]
         for leftover in (*self.path.glob(".*.part"), *self.path.glob("*/.*.part")):
             leftover.unlink()
         for leftover in self.path.glob(f"{_FRESH}*"):
             shutil.rmtree(leftover)
         self._write("config.yaml", to_yaml(config))
-        self._write("environment.json", json.dumps([*self.starts(), environment()], indent=2))
+        self._write("environment.json", json.dumps(starts, indent=2))
 
     def log(self, line: str) -> None:
         """Appends a line to train.log."""
@@ -269,9 +270,19 @@ class RunFolder:
         self._write("best/README.md", card)
 
     def starts(self) -> list[dict[str, Any]]:
-        """The entries of environment.json."""
+        """The entries of environment.json.
+
+        Raises:
+            ValueError: the file holds something else.
+        """
         file = self.path / "environment.json"
-        return json.loads(file.read_text()) if file.is_file() else []
+        try:
+            entries = json.loads(file.read_text()) if file.is_file() else []
+        except ValueError as error:
+            raise ValueError(f"cannot read {file}: {error}, wanted a list in JSON or no such file") from error
+        if not isinstance(entries, list):
+            raise ValueError(f"{file} holds {entries!r:.100}, wanted a list in JSON or no such file")
+        return entries
 
     def save_history(self, history: Sequence[Mapping[str, float]], baselines: Mapping[str, float]) -> None:
         """Replaces summary.csv and metrics.jsonl, a row an epoch, and curves.png."""

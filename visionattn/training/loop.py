@@ -28,7 +28,7 @@ from visionattn.training.entropy import attention_entropy
 from visionattn.training.folder import replacing
 from visionattn.training.guard import check_loss
 from visionattn.training.hub import push
-from visionattn.training.model import load_model
+from visionattn.training.model import WEIGHTS_FILE, load_model
 from visionattn.training.report import Report, score
 from visionattn.training.run import Run
 from visionattn.training.tracking import begin_tracking, end_tracking
@@ -126,7 +126,13 @@ def _learn(run: Run, images: Tensor, labels: Tensor, batch: str) -> tuple[Tensor
     accelerator, clip = run.accelerator, run.config.optimizer.clip_grad
     images, targets = run.augment(images.contiguous(memory_format=run.memory_format), labels)
     with accelerator.accumulate(run.model):
-        logits = run.model(images)
+        try:
+            logits = run.model(images)
+        except ValueError as error:
+            if len(images) > 1:
+                raise
+            # torch's, of a batch norm that has one value to normalise
+            raise ValueError(f"data.batch_size is 1: {error}; wanted at least 2") from error
         loss = run.loss(logits, targets)
         if run.distill:
             with accelerator.autocast():
@@ -185,6 +191,11 @@ def _train(run: Run, report: Report) -> None:
     config = run.config
     if run.accelerator.is_main_process:
         run.folder.begin(config)  # again, as another run may have come and gone since
+        if run.history and not (run.folder.best / WEIGHTS_FILE).is_file():
+            raise ValueError(
+                f"cannot resume {run.folder.path}: {run.folder.best} has no {WEIGHTS_FILE}, "
+                "wanted the best model so far, or a copy of last/ in its place"
+            )
         run.folder.describe(config)
         if config.baselines and not run.baselines:
             run.baselines = score_baselines(run.train.with_transform(run.val.transform), run.val)
