@@ -16,7 +16,13 @@ BUDGET = 450
 
 # Packages of each layer, top to bottom; a layer imports itself and what stands below it.
 LAYERS = [
-    ["visionattn.training", "visionattn.openmmlab", "visionattn.mmcv_ext"],
+    [
+        "visionattn.training",
+        "visionattn.openmmlab",
+        "visionattn.mm_checkpoint",
+        "visionattn.mm_run",
+        "visionattn.mmcv_ext",
+    ],
     ["visionattn.backbones"],
     ["visionattn.layers"],
     ["visionattn_kernels"],
@@ -62,7 +68,7 @@ def test_kernels_know_neither_timm_nor_the_zoo_and_only_the_triton_folder_knows_
 
 def test_dense_prediction_and_training_reach_models_through_timm():
     for path in SOURCES:
-        if module_name(path).startswith(("visionattn.training", "visionattn.openmmlab")):
+        if module_name(path).startswith(("visionattn.training", "visionattn.openmmlab", "visionattn.mm")):
             assert not any(inside(other, "visionattn.backbones") for other in imports(path)), path
 
 

@@ -8,16 +8,11 @@ are missing (`visionattn.mmcv_ext`), and reads checkpoints without running code 
 from __future__ import annotations
 
 import difflib
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
-import torch
 from timm.layers import LayerNorm2d
 from timm.models import group_parameters
 from torch import Tensor, nn
@@ -26,23 +21,22 @@ import visionattn  # noqa: F401  (registers the models)
 
 try:
     import mmcv
-    from mmengine.logging import HistoryBuffer
+    import mmengine  # noqa: F401
 except ImportError as error:
     raise ImportError("visionattn.openmmlab needs mmcv and mmengine: pip install 'visionattn[mm]'") from error
 
-from mmengine.config import Config
-from mmengine.dist import get_rank
-from mmengine.hooks import Hook
 from mmengine.model import BaseModule
 from mmengine.optim import DefaultOptimWrapperConstructor
-from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, find_latest_checkpoint
+from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.utils import digit_version
-from safetensors.torch import load_file
 
 from visionattn import mmcv_ext
 from visionattn.checkpoint import unwrap
+from visionattn.mm_checkpoint import read_checkpoint
+from visionattn.mm_run import PlaceSeeds, fit_to_machine, make_resumable
+
+__all__ = ["PlaceSeeds", "VisionAttn", "VisionAttnOptimizer", "fit_to_machine", "make_resumable", "read_checkpoint"]
 
 # OpenMMLab's maintained fork has a loader of its own and versions of its own that fit together.
 _FORK = hasattr(mmengine_checkpoint, "_safe_torch_load")
@@ -54,46 +48,6 @@ if not _FORK and not digit_version(_OLDEST) <= digit_version(mmcv.__version__) <
         "pip install mmcv-lite==2.1.0"
     )
 mmcv_ext.install()
-
-
-def _history_attribute(owner: Any, name: str) -> Callable:
-    """What stands in for `getattr` in a checkpoint: it knows the statistics of mmengine's training log only."""
-    if owner is not HistoryBuffer or name not in ("min", "max", "mean", "current"):
-        raise ValueError(f"a checkpoint asks for {name!r} of {owner!r}, which is not loaded")
-    return getattr(HistoryBuffer, name)
-
-
-def read_checkpoint(filename: str | Path, map_location: Any = "cpu") -> dict:
-    """A checkpoint of mmengine, mmdet, mmseg or any training script, read with `weights_only=True`.
-
-    Beyond tensors only mmengine's training log is allowed, which its own checkpoints hold and need to resume.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file holds something else, or is no checkpoint.
-    """
-    path = Path(filename).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such checkpoint")
-    if path.suffix == ".safetensors":
-        return load_file(path, device=str(map_location or "cpu"))
-    allowed = [HistoryBuffer, (_history_attribute, "builtins.getattr"), *_numpy_globals()]
-    try:
-        with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path}: not read, since it is no checkpoint or holds more than tensors: {error}") from error
-
-
-def _numpy_globals() -> list:
-    """The names by which numpy's arrays of numbers are pickled, old and new."""
-    import numpy
-    from numpy._core import multiarray
-
-    names = [(getattr(multiarray, name), f"{core}.multiarray.{name}")
-             for name in ("_reconstruct", "scalar") for core in ("numpy.core", "numpy._core")]  # fmt: skip
-    kinds = {type(numpy.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "u1", "?")}
-    return [*names, numpy.ndarray, numpy.dtype, *kinds]
 
 
 if not _FORK:
@@ -263,105 +217,6 @@ def _translate(backbone: VisionAttn, state_dict: dict, prefix: str, *_: Any) -> 
     whole = backbone._create(pretrained=True, pretrained_cfg_overlay={"state_dict": weights}).state_dict()
     kept = backbone.body.state_dict()
     state_dict.update({f"{prefix}body.{name}": x for name, x in whole.items() if name in kept})
-
-
-# What needs a GPU, and what does the same without one.
-_WITHOUT_GPU = {"SyncBN": "BN", "AmpOptimWrapper": "OptimWrapper"}
-
-
-def fit_to_machine(config: Config) -> Config:
-    """Without a GPU put plain batch norms for synchronised ones and full precision for mixed in `config`, in place."""
-    if not torch.cuda.is_available():
-        _fit_to_cpu(list(config.values()))
-    return config
-
-
-def _fit_to_cpu(node: Any) -> None:
-    if isinstance(node, dict):
-        if node.get("type") == "AmpOptimWrapper":
-            node.pop("loss_scale", None)
-            node.pop("dtype", None)
-        if node.get("type") in _WITHOUT_GPU:
-            node["type"] = _WITHOUT_GPU[node["type"]]
-        for child in node.values():
-            _fit_to_cpu(child)
-    elif isinstance(node, list | tuple):
-        for child in node:
-            _fit_to_cpu(child)
-
-
-def _seed(*place: int) -> None:
-    """Seed Python's, numpy's and torch's draws by a place in a run: its seed, rank, iteration and perhaps worker."""
-    first, second, third = np.random.SeedSequence(place).generate_state(3)
-    random.seed(int(first))
-    np.random.seed(second)
-    torch.manual_seed(int(third))
-
-
-def _seed_worker(worker: int, *place: int) -> None:
-    """Seed the draws of a process that loads data."""
-    _seed(*place, worker + 1)
-
-
-class _SeededBatches:
-    """Batches of an iteration-based loop; before each, all draws are seeded by its number."""
-
-    def __init__(self, batches: Iterator, *run: int):
-        self.batches, self.run, self.number = batches, run, 0
-
-    def __iter__(self) -> _SeededBatches:
-        return self
-
-    def __next__(self) -> Any:
-        _seed(*self.run, self.number)
-        self.number += 1
-        return next(self.batches)
-
-
-@HOOKS.register_module()
-class PlaceSeeds(Hook):
-    """Makes a run's draws depend on the place in it alone, so that what resumes goes on as if never interrupted.
-
-    Augmentation, dropout, stochastic depth, and the sampling of regions draw anew from each iteration's own seed, which
-    is made of the run's seed, the rank and the iteration; validation in between changes nothing. With mmengine's
-    restoring of weights, averages, optimiser and schedules, and its drawing the batches before the interruption once
-    more, an iteration-based run resumes bit by bit from any of its checkpoints, whatever the number of workers.
-
-    An epoch-based run does from the checkpoints at the ends of epochs; its draws are seeded epoch by epoch, and so are
-    its workers, which must not outlive an epoch (`make_resumable` sees to that). What no hook can restore: gradients
-    accumulated over a checkpoint, operators that are not deterministic (`randomness=dict(deterministic=True)`), and a
-    resumption on another number of devices.
-    """
-
-    priority = "VERY_HIGH"
-
-    def before_train(self, runner: Runner) -> None:
-        """Put seeds before the batches, those that are skipped on resuming included."""
-        loop = runner.train_loop
-        if isinstance(loop, IterBasedTrainLoop):
-            loop.dataloader_iterator = _SeededBatches(loop.dataloader_iterator, runner.seed, get_rank())
-
-    def before_train_epoch(self, runner: Runner) -> None:
-        """Seed an epoch and the workers that it will start."""
-        loop = runner.train_loop
-        if isinstance(loop, EpochBasedTrainLoop):
-            place = runner.seed, get_rank(), runner.iter
-            _seed(*place)
-            loop.dataloader.worker_init_fn = partial(_seed_worker, *place)
-
-
-def make_resumable(config: Config) -> Config:
-    """Let an interrupted run and its resumption end where an uninterrupted one does, as `PlaceSeeds` says; in place.
-
-    If `config.resume` is set and `config.work_dir` has a checkpoint, the run keeps the seed that it began with.
-    """
-    config.custom_hooks = [*(config.get("custom_hooks") or []), {"type": "PlaceSeeds"}]
-    if config.train_cfg.get("type") == "EpochBasedTrainLoop" or config.train_cfg.get("by_epoch"):
-        config.train_dataloader.persistent_workers = False
-    latest = find_latest_checkpoint(config.work_dir) if config.get("resume") else None
-    if latest:
-        config.randomness = {**(config.get("randomness") or {}), "seed": read_checkpoint(latest)["meta"]["seed"]}
-    return config
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
