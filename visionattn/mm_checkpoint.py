@@ -30,10 +30,10 @@ def read_checkpoint(filename: str | Path, map_location: Any = "cpu") -> dict:
     path = Path(filename).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such checkpoint")
-    if path.suffix == ".safetensors":
-        return load_file(path, device=str(map_location or "cpu"))
     allowed = [HistoryBuffer, (_history_attribute, "builtins.getattr"), *_numpy_globals()]
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path, device=str(map_location or "cpu"))
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:

@@ -8,8 +8,10 @@ are missing (`visionattn.mmcv_ext`), and reads checkpoints without running code 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
+from functools import partial
 from typing import Any
 
 import timm
@@ -25,14 +27,14 @@ try:
 except ImportError as error:
     raise ImportError("visionattn.openmmlab needs mmcv and mmengine: pip install 'visionattn[mm]'") from error
 
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, PretrainedInit, initialize
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.utils import digit_version
 
 from visionattn import mmcv_ext
-from visionattn.checkpoint import unwrap
+from visionattn.checkpoint import fit, unwrap
 from visionattn.mm_checkpoint import read_checkpoint
 from visionattn.mm_run import PlaceSeeds, fit_to_machine, make_resumable
 
@@ -69,35 +71,39 @@ class VisionAttn(BaseModule):
         frozen_stages: Stages that do not train, with all that comes before: -1 for none, 0 for the stem alone.
         norm_eval: Whether batch norms keep their statistics in training.
         with_cp: Whether to recompute blocks in the backward instead of keeping activations.
-        init_cfg: mmengine's initialisation.
+        init_cfg: mmengine's initialisation, which changes the layers that it names alone.
         **kwargs: For the model: `dilations`, `n_win`, `drop_path_rate` and whatever else it takes.
 
     Raises:
         ValueError: There is no such backbone, an index is out of range, or the checkpoint does not fit.
-        TypeError: The model takes no such argument.
+        TypeError: The model takes no such argument, or `pretrained` is neither a bool nor a file.
     """
 
     def __init__(
         self,
         model: str,
         out_indices: Sequence[int] = (0, 1, 2, 3),
-        pretrained: bool | str = False,
+        pretrained: bool | str | os.PathLike | None = False,
         out_norm: float | None = None,
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
-        init_cfg: dict | None = None,
+        init_cfg: dict | list[dict] | None = None,
         **kwargs: Any,
     ):
         super().__init__(init_cfg=init_cfg)
-        self._create = _creator(model, kwargs)
+        if not isinstance(pretrained, bool | str | os.PathLike | None):
+            raise TypeError(f"pretrained must be True, False or a file, got {pretrained!r}")
+        # No closure, which could not be pickled with the model.
+        self._create = partial(_create, model, kwargs)
         body = self._create(pretrained=pretrained is True)
         info = [dict(stage) for stage in body.feature_info]
-        self.out_indices = tuple(out_indices)
-        if not self.out_indices or list(self.out_indices) != sorted({*self.out_indices} & {*range(len(info))}):
+        self.out_indices = tuple(out_indices) if isinstance(out_indices, Sequence) else ()
+        stages = sorted({i for i in self.out_indices if isinstance(i, int)} & {*range(len(info))})
+        if not self.out_indices or list(self.out_indices) != stages:
             raise ValueError(f"out_indices must rise within 0 to {len(info) - 1} for {model}, got {out_indices}")
         deepest = self.out_indices[-1] + 1
-        if not -1 <= frozen_stages <= deepest:
+        if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= deepest:
             raise ValueError(f"frozen_stages must be from -1 to {deepest} for {model}, got {frozen_stages}")
         self.norm_eval = norm_eval
         self.out_channels = [info[i]["num_chs"] for i in self.out_indices]
@@ -108,22 +114,35 @@ class VisionAttn(BaseModule):
         self.body = body
         norms = zip(self.out_indices, self.out_channels, strict=True) if out_norm is not None else ()
         self.out_norms = nn.ModuleDict({str(i): LayerNorm2d(channels, eps=out_norm) for i, channels in norms})
+        # Names, since conversions to and from synchronised batch norms put new modules in their places.
         self._frozen = _first_modules(body, info, frozen_stages)
         self.register_load_state_dict_pre_hook(_translate)
-        if isinstance(pretrained, str):
+        if isinstance(pretrained, str | os.PathLike):
             self._load(pretrained)
         self.train()
 
     def init_weights(self) -> None:
-        """Load the checkpoint of a `Pretrained` init_cfg; timm has drawn or loaded all other weights already."""
-        if self.init_cfg and self.init_cfg["type"] == "Pretrained":
-            self._load(self.init_cfg["checkpoint"], self.init_cfg.get("prefix"))
-        elif self.init_cfg:
-            super().init_weights()
+        """Do what init_cfg says and no more, since timm has drawn or loaded all weights already.
 
-    def _load(self, file: str, prefix: str | None = None) -> None:
+        Raises:
+            ValueError: It says nothing that could be done, or its checkpoint does not fit.
+        """
+        steps = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []
+        if not isinstance(steps, list | tuple) or not all(isinstance(step, dict) and "type" in step for step in steps):
+            raise ValueError(f"init_cfg must be a dict with a type, or a list of them, got {self.init_cfg!r}")
+        files = [step for step in steps if step["type"] in ("Pretrained", PretrainedInit)]
+        initialize(self, [step for step in steps if step not in files])
+        for step in files:  # last, as in mmengine, so that they count
+            if not isinstance(step.get("checkpoint"), str | os.PathLike):
+                raise ValueError(f"init_cfg of type Pretrained must have a file as its checkpoint, got {step}")
+            self._load(step["checkpoint"], step.get("prefix"))
+
+    def _load(self, file: str | os.PathLike, prefix: str | None = None) -> None:
         """Load a checkpoint into body and norms, all names or none."""
-        tensors = _named_tensors(mmengine_checkpoint.CheckpointLoader.load_checkpoint(file, "cpu"))
+        checkpoint = mmengine_checkpoint.CheckpointLoader.load_checkpoint(os.fspath(file), "cpu")
+        tensors = unwrap(checkpoint) if isinstance(checkpoint, Mapping) else {}
+        if not tensors:
+            raise ValueError(f"{file}: must hold named tensors, found none in its {type(checkpoint).__name__}")
         if prefix is None and any(name.startswith("backbone.") for name in tensors):
             prefix = "backbone"
         if prefix:
@@ -132,6 +151,8 @@ class VisionAttn(BaseModule):
         if not tensors:
             raise ValueError(f"{file}: no name begins with {prefix!r}")
         try:
+            if any(name.startswith("body.") for name in tensors):
+                _check_own(self, tensors)
             missing = self.load_state_dict(tensors, strict=False).missing_keys
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{file}: {error}") from error
@@ -141,7 +162,7 @@ class VisionAttn(BaseModule):
     def train(self, mode: bool = True) -> VisionAttn:
         """Train or not, except for what is frozen."""
         super().train(mode)
-        for module in self._frozen:
+        for module in map(self.body.get_submodule, self._frozen):
             module.training = False
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad = False
@@ -162,8 +183,8 @@ class VisionAttn(BaseModule):
         return tuple(x.contiguous() for x in maps)
 
 
-def _creator(name: str, kwargs: Mapping[str, Any]) -> Callable[..., nn.Module]:
-    """A function that makes the model without its classifier.
+def _create(name: str, arguments: Mapping[str, Any], **further: Any) -> nn.Module:
+    """The model without its classifier.
 
     Raises:
         ValueError: It is no model of timm, or gives no features.
@@ -171,18 +192,14 @@ def _creator(name: str, kwargs: Mapping[str, Any]) -> Callable[..., nn.Module]:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 3)
         raise ValueError(f"model must be a backbone that timm knows, got {name!r}; nearest are {near}")
-
-    def create(**further: Any) -> nn.Module:
-        model = timm.create_model(name, num_classes=0, **kwargs, **further)
-        if not hasattr(model, "forward_intermediates") or not hasattr(model, "feature_info"):
-            raise ValueError(f"model must be a backbone with features of its stages, which {name!r} has not")
-        return model
-
-    return create
+    model = timm.create_model(name, num_classes=0, **arguments, **further)
+    if not hasattr(model, "forward_intermediates") or not hasattr(model, "feature_info"):
+        raise ValueError(f"model must be a backbone with features of its stages, which {name!r} has not")
+    return model
 
 
-def _first_modules(body: nn.Module, info: Sequence[Mapping], frozen_stages: int) -> list[nn.Module]:
-    """The modules of the stem and the first stages, which these models register in the order of execution."""
+def _first_modules(body: nn.Module, info: Sequence[Mapping], frozen_stages: int) -> list[str]:
+    """Names of the modules of the stem and the first stages, which these models register in the order of execution."""
     if frozen_stages < 0:
         return []
     names = [name for name, _ in body.named_modules() if name]
@@ -191,12 +208,15 @@ def _first_modules(body: nn.Module, info: Sequence[Mapping], frozen_stages: int)
         end = 1 + max(i for i, name in enumerate(names) if name == last or name.startswith(last + "."))
     else:
         end = names.index(info[0]["module"])
-    return [body.get_submodule(name) for name in names[:end]]
+    return names[:end]
 
 
-def _named_tensors(checkpoint: Mapping) -> dict[str, Tensor]:
-    """The named tensors of a checkpoint, in or out of a training script's wrapper."""
-    return unwrap(checkpoint)
+def _check_own(backbone: VisionAttn, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless tensors in our own names fit; norms, and stages that only one side keeps, are free."""
+    whole, kept = backbone._create(), backbone.body.state_dict()
+    norms = [f"out_norms.{i}.{kind}" for i in range(len(whole.feature_info)) for kind in ("weight", "bias")]
+    free = [*norms, *(name for name in whole.state_dict() if name not in kept)]
+    fit({name.removeprefix("body."): x for name, x in tensors.items()}, whole, free)
 
 
 def _translate(backbone: VisionAttn, state_dict: dict, prefix: str, *_: Any) -> None:
@@ -225,7 +245,9 @@ class VisionAttnOptimizer(DefaultOptimWrapperConstructor):
 
     Of the backbone, norms, biases and what the model names in `no_weight_decay` have none. `paramwise_cfg` takes
     `layer_decay`, the factor of the learning rate from each layer of the backbone to the one below it (1 for none), and
-    `norm_decay_mult`, which gives norms outside the backbone less or none. Everything else there is mmengine's.
+    `norm_decay_mult`, which gives norms outside the backbone less or none. Everything else there is mmengine's: in the
+    backbone the longest fitting one of `custom_keys` multiplies the learning rate by its `lr_mult`, on top of
+    `layer_decay`, and its `decay_mult`, if it has one, takes the place of the authors' exclusion.
     """
 
     def __call__(self, model: nn.Module):
@@ -238,7 +260,15 @@ class VisionAttnOptimizer(DefaultOptimWrapperConstructor):
             raise ValueError(f"model must have one backbone of type VisionAttn, got {len(backbones)}")
         (prefix, backbone), *_ = backbones.items()
         rules = _backbone_rules(backbone, decay, f"{prefix}." if prefix else "")
-        options["custom_keys"] = {**options.get("custom_keys", {}), **rules}
+        keys = options.get("custom_keys", {})
+        # mmengine's order; a rule of ours is a whole name, which it would take for the longest key.
+        order = sorted(sorted(keys), key=len, reverse=True)
+        for name, rule in rules.items():
+            chosen = next((keys[key] for key in order if key in name), {})
+            if self.base_wd is None:  # the optimiser has no weight decay to multiply
+                del rule["decay_mult"]
+            rule.update(chosen, lr_mult=rule["lr_mult"] * chosen.get("lr_mult", 1.0))
+        options["custom_keys"] = {**keys, **rules}
         config = {"type": "OptimWrapper", **self.optim_wrapper_cfg, "optimizer": dict(self.optimizer_cfg)}
         return DefaultOptimWrapperConstructor(config, options)(model)
 

@@ -82,6 +82,65 @@ def test_our_own_weights_come_back_from_a_detector(tmp_path):
     assert all(torch.equal(x, loaded.state_dict()[name]) for name, x in saved.state_dict().items())
 
 
+def in_a_detector(backbone: nn.Module, path: Path, **changes: torch.Tensor) -> str:
+    """The file of a detector of ours, which has all of `backbone`, with `changes` to it."""
+    torch.save({"state_dict": {f"backbone.{name}": x for name, x in (backbone.state_dict() | changes).items()}}, path)
+    return str(path)
+
+
+def test_our_own_weights_of_another_backbone_are_refused(tmp_path):
+    file = in_a_detector(build("test_nat"), tmp_path / "deep.pth")
+    with pytest.raises(ValueError, match=r"deep\.pth.*does not fit NAT: .* unknown, first 'stages\.2\.blocks\.1"):
+        build("test_nat", depths=(1, 2, 1, 1), pretrained=file)
+    file = in_a_detector(build("test_nat"), tmp_path / "more.pth", extra=torch.ones(1))
+    with pytest.raises(ValueError, match="unknown, first 'extra'"):
+        build("test_nat", pretrained=file)
+
+
+@pytest.mark.parametrize("name", ["body.stem.conv1.weight", "out_norms.0.bias"])
+def test_our_own_weights_must_be_finite(name, tmp_path):
+    backbone = build("test_nat", out_norm=1e-5)
+    broken = torch.full_like(backbone.state_dict()[name], torch.nan)
+    with pytest.raises(ValueError, match="not finite"):
+        build("test_nat", out_norm=1e-5, pretrained=in_a_detector(backbone, tmp_path / "nan.pth", **{name: broken}))
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"out_indices": (0, 2)}, {"out_norm": 1e-5}, {"out_indices": (1,), "out_norm": 1.0}]
+)
+def test_our_own_weights_load_where_less_or_without_norms_is_kept(kwargs, tmp_path):
+    saved = build("test_nat", out_norm=1e-6)
+    loaded = build("test_nat", pretrained=in_a_detector(saved, tmp_path / "own.pth"), **kwargs)
+    assert all(torch.equal(x, saved.state_dict()[name]) for name, x in loaded.state_dict().items())
+    fewer = build("test_nat", out_indices=(0, 1), pretrained=in_a_detector(saved, tmp_path / "own.pth"))
+    with pytest.raises(ValueError, match="names are missing, first 'stages"):
+        build("test_nat", pretrained=in_a_detector(fewer, tmp_path / "fewer.pth"))
+
+
+def test_a_file_is_a_path_too_and_anything_else_is_told(tmp_path):
+    saved = build("test_nat")
+    in_a_detector(saved, tmp_path / "own.pth")
+    loaded = MODELS.build({"type": "VisionAttn", "model": "test_nat", "pretrained": tmp_path / "own.pth"})
+    assert all(torch.equal(x, loaded.state_dict()[name]) for name, x in saved.state_dict().items())
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        build("test_nat", pretrained=tmp_path / "nowhere.pth")
+    with pytest.raises(TypeError, match=r"pretrained must be True, False or a file, got \['own.pth'\]"):
+        build("test_nat", pretrained=["own.pth"])
+
+
+@pytest.mark.parametrize("content", [[torch.ones(1)], torch.ones(1), {}, {"state_dict": {}}], ids=repr)
+def test_a_file_without_named_tensors_is_told_by_its_name(content, tmp_path):
+    torch.save(content, tmp_path / "odd.pth")
+    with pytest.raises(ValueError, match=r"odd\.pth: must hold named tensors"):
+        build("test_nat", pretrained=str(tmp_path / "odd.pth"))
+
+
+def test_bad_safetensors_are_told_by_their_name(tmp_path):
+    (tmp_path / "bad.safetensors").write_bytes(b"no safetensors")
+    with pytest.raises(ValueError, match=r"bad\.safetensors: not read"):
+        build("test_nat", pretrained=str(tmp_path / "bad.safetensors"))
+
+
 def test_frozen_stages_and_frozen_batch_norms_stay_as_they_are():
     backbone = build("test_van", frozen_stages=1, norm_eval=True).train()
     before = {name: x.clone() for name, x in backbone.state_dict().items()}
@@ -100,6 +159,62 @@ def test_initialisation_by_mmengine_keeps_the_weights():
     assert all(torch.equal(x, before[name]) for name, x in backbone.state_dict().items())
 
 
+@pytest.mark.parametrize("in_list", [False, True], ids=["a step", "a list of steps"])
+def test_initialisation_by_mmengine_changes_the_layers_that_it_names_alone(in_list, tmp_path):
+    file = in_a_detector(build("test_nat"), tmp_path / "own.pth")
+    step = {"type": "Constant", "layer": "Conv2d", "val": 0.5}
+    backbone = build("test_nat", pretrained=file, init_cfg=[step] if in_list else step)
+    before = {name: x.clone() for name, x in backbone.state_dict().items()}
+    backbone.init_weights()
+    convolutions = {f"{name}.{kind}" for name, module in backbone.named_modules() if isinstance(module, nn.Conv2d)
+                    for kind in ("weight", "bias")}  # fmt: skip
+    for name, x in backbone.state_dict().items():
+        wanted = before[name] if name not in convolutions else torch.full_like(x, 0.5 * name.endswith("weight"))
+        assert torch.equal(x, wanted), name
+
+
+def test_a_checkpoint_counts_more_than_the_other_steps_of_an_initialisation(tmp_path):
+    saved = build("test_nat")
+    file = in_a_detector(saved, tmp_path / "own.pth")
+    steps = [{"type": "Pretrained", "checkpoint": file}, {"type": "Constant", "layer": "Conv2d", "val": 0.5}]
+    backbone = build("test_nat", init_cfg=steps)
+    backbone.init_weights()
+    assert all(torch.equal(x, backbone.state_dict()[name]) for name, x in saved.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "init_cfg",
+    ["own.pth", {"layer": "Conv2d"}, ["own.pth"], {"type": "Pretrained"}, {"type": "Pretrained", "checkpoint": None}],
+    ids=repr,
+)
+def test_an_initialisation_that_says_nothing_is_told(init_cfg):
+    with pytest.raises(ValueError, match="init_cfg"):
+        build("test_nat", init_cfg=init_cfg).init_weights()
+
+
+def test_frozen_batch_norms_stay_so_when_synchronised_and_back():
+    from mmengine.model import revert_sync_batchnorm
+
+    backbone = build("test_van", frozen_stages=1)
+    names = {name for name, module in backbone.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    for convert in (nn.SyncBatchNorm.convert_sync_batchnorm, revert_sync_batchnorm):
+        backbone = convert(backbone).train()
+        modules = {name: module for name, module in backbone.named_modules() if name in names}
+        frozen = {name for name, module in modules.items() if not module.training}
+        assert frozen == {name for name in names if name.startswith(("body.stem.", "body.stages.0."))}
+        assert not any(x.requires_grad for name in frozen for x in modules[name].parameters())
+
+
+def test_a_backbone_comes_back_whole_from_a_pickle(tmp_path):
+    backbone = build("test_nat", out_norm=1e-5, frozen_stages=0).eval()
+    torch.save(backbone, tmp_path / "whole.pth")
+    loaded = torch.load(tmp_path / "whole.pth", weights_only=False)
+    x = torch.randn(1, 3, 64, 64)
+    assert all(torch.equal(*pair) for pair in zip(backbone(x), loaded(x), strict=True))
+    # The names of authors are still translated.
+    loaded.load_state_dict(timm.create_model("test_nat").state_dict(), strict=False)
+
+
 def test_recomputed_blocks_give_the_same_gradients():
     x = torch.randn(1, 3, 64, 64)
     grads = []
@@ -110,17 +225,44 @@ def test_recomputed_blocks_give_the_same_gradients():
     assert all(torch.allclose(*pair, rtol=1e-5, atol=1e-7) for pair in zip(*grads, strict=True))
 
 
-def test_layers_learn_slower_the_deeper_they_lie_and_biases_do_not_decay():
+def settings_by_name(paramwise: dict, optimizer: dict | None = None) -> dict[str, tuple[float, float]]:
+    """Learning rate and weight decay of each parameter of a model with a backbone and a head."""
     from mmengine.optim import build_optim_wrapper
 
     model = nn.Module()
     model.backbone, model.head = build("test_nat", out_norm=1e-5), nn.Linear(4, 4)
-    wrapper = {"type": "OptimWrapper", "optimizer": {"type": "AdamW", "lr": 1.0, "weight_decay": 0.5}}
-    settings = {"constructor": "VisionAttnOptimizer", "paramwise_cfg": {"layer_decay": 0.5}}
-    groups = build_optim_wrapper(model, wrapper | settings).optimizer.param_groups
+    optimizer = optimizer or {"type": "AdamW", "lr": 1.0, "weight_decay": 0.5}
+    wrapper = {"type": "OptimWrapper", "optimizer": optimizer, "constructor": "VisionAttnOptimizer"}
+    groups = build_optim_wrapper(model, wrapper | {"paramwise_cfg": paramwise}).optimizer.param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = {names[id(group["params"][0])]: (group["lr"], group["weight_decay"]) for group in groups}
     assert found.keys() == set(names.values())
+    return found
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+def test_custom_keys_count_in_the_backbone_too(layer_decay):
+    without = settings_by_name({"layer_decay": layer_decay})
+    keys = {"backbone": {"lr_mult": 0.1}, "stages.0.blocks": {"lr_mult": 0.0}, "rpb": {"decay_mult": 2.0}}
+    found = settings_by_name({"layer_decay": layer_decay, "custom_keys": keys})
+    for name, (rate, decay) in without.items():
+        # The longest key alone counts, as in mmengine.
+        if "backbone" in name:
+            rate *= 0.0 if "stages.0.blocks" in name else 0.1
+        assert found[name] == pytest.approx((rate, decay)), name
+    found = settings_by_name({"layer_decay": layer_decay, "custom_keys": {"rpb": {"decay_mult": 2.0}}})
+    tables = [name for name in found if "rpb" in name]
+    assert tables
+    assert all(found[name] == (without[name][0], 1.0) for name in tables)
+
+
+def test_an_optimiser_without_weight_decay_is_taken():
+    found = settings_by_name({"layer_decay": 0.5}, {"type": "Adam", "lr": 1.0})
+    assert found["backbone.body.stages.3.blocks.0.mlp.fc1.weight"] == (0.5, 0)
+
+
+def test_layers_learn_slower_the_deeper_they_lie_and_biases_do_not_decay():
+    found = settings_by_name({"layer_decay": 0.5})
     assert found["head.weight"] == (1.0, 0.5)
     body = "backbone.body"
     rates = [found[f"{body}.{name}.weight"][0] for name in ("stem.conv1", "stages.0.blocks.0.mlp.fc1")]
@@ -138,6 +280,11 @@ def test_layers_learn_slower_the_deeper_they_lie_and_biases_do_not_decay():
     [
         ({"model": "nat_minni"}, "nearest are .*nat_mini"),
         ({"model": "test_nat", "out_indices": (0, 4)}, "0 to 3 for test_nat"),
+        ({"model": "test_nat", "out_indices": 3}, "out_indices must rise within 0 to 3 for test_nat, got 3"),
+        ({"model": "test_nat", "out_indices": None}, "out_indices .* got None"),
+        ({"model": "test_nat", "out_indices": (1.0,)}, "out_indices .* got .1.0"),
+        ({"model": "test_nat", "frozen_stages": None}, "frozen_stages must be from -1 to 4 for test_nat, got None"),
+        ({"model": "test_nat", "frozen_stages": 1.5}, "frozen_stages .* got 1.5"),
         ({"model": "test_nat", "frozen_stages": 5}, "from -1 to 4"),
     ],
 )
