@@ -17,11 +17,11 @@ import visionattn.openmmlab as openmmlab  # before mmdet and mmseg, whose operat
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, or 1 after a message if a file is not there."""
+    """Returns 0, or 1 after a message if a file is not there or the checkpoint is of another model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a config of mmdet or mmseg")
     parser.add_argument("checkpoint", help="weights, as mm_train.py writes them")
-    parser.add_argument("--work-dir", metavar="DIR", help="where results go, default output/NAME")
+    parser.add_argument("--work-dir", metavar="DIR", help="where results go, default CONFIG's or output/NAME")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, default={}, metavar="KEY=VALUE")
     arguments = parser.parse_args(argv)
     for file in (arguments.config, arguments.checkpoint):
@@ -30,9 +30,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
     config = Config.fromfile(arguments.config)
     config.merge_from_dict(arguments.cfg_options)
-    config.work_dir = arguments.work_dir or f"output/{Path(arguments.config).stem}"
+    config.work_dir = arguments.work_dir or config.get("work_dir") or f"output/{Path(arguments.config).stem}"
     config.load_from = arguments.checkpoint
-    for name, value in Runner.from_cfg(openmmlab.fit_to_machine(config)).test().items():
+    config.resume = False  # which is for training
+    runner = Runner.from_cfg(openmmlab.fit_to_machine(config))
+    try:
+        openmmlab.check_fit(runner.model, arguments.checkpoint)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for name, value in runner.test().items():
         print(f"{name}: {value}")
     return 0
 

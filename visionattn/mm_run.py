@@ -13,9 +13,7 @@ from mmengine.config import Config
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, find_latest_checkpoint
-
-from visionattn.mm_checkpoint import read_checkpoint
+from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop, IterBasedTrainLoop, Runner, find_latest_checkpoint
 
 # What needs a GPU, and what does the same without one.
 _WITHOUT_GPU = {"SyncBN": "BN", "AmpOptimWrapper": "OptimWrapper"}
@@ -105,12 +103,24 @@ class PlaceSeeds(Hook):
 def make_resumable(config: Config) -> Config:
     """Let an interrupted run and its resumption end where an uninterrupted one does, as `PlaceSeeds` says; in place.
 
-    If `config.resume` is set and `config.work_dir` has a checkpoint, the run keeps the seed that it began with.
+    If `config.resume` is set and there is a checkpoint to resume from, the run keeps the seed that it records.
+
+    Raises:
+        FileNotFoundError: That checkpoint is not there.
+        ValueError: The config says nothing of training, or the checkpoint is none of a training.
     """
+    if not config.get("train_cfg"):
+        raise ValueError(f"train_cfg must say how long to train, got {config.get('train_cfg')!r}")
     config.custom_hooks = [*(config.get("custom_hooks") or []), {"type": "PlaceSeeds"}]
     if config.train_cfg.get("type") == "EpochBasedTrainLoop" or config.train_cfg.get("by_epoch"):
         config.train_dataloader.persistent_workers = False
-    latest = find_latest_checkpoint(config.work_dir) if config.get("resume") else None
+    # Of both mmengine takes load_from.
+    latest = (config.get("load_from") or find_latest_checkpoint(config.work_dir)) if config.get("resume") else None
     if latest:
-        config.randomness = {**(config.get("randomness") or {}), "seed": read_checkpoint(latest)["meta"]["seed"]}
+        checkpoint = CheckpointLoader.load_checkpoint(latest, "cpu")
+        meta = checkpoint.get("meta") if isinstance(checkpoint, dict) else None
+        if not isinstance(meta, dict) or not {"epoch", "iter"} <= meta.keys():
+            raise ValueError(f"{latest}: no checkpoint of a training to resume, whose meta has an epoch and an iter")
+        if meta.get("seed") is not None:
+            config.randomness = {**(config.get("randomness") or {}), "seed": meta["seed"]}
     return config

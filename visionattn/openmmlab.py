@@ -35,10 +35,19 @@ from mmengine.utils import digit_version
 
 from visionattn import mmcv_ext
 from visionattn.checkpoint import fit, unwrap
-from visionattn.mm_checkpoint import read_checkpoint
+from visionattn.mm_checkpoint import check_fit, read_checkpoint, read_trained
 from visionattn.mm_run import PlaceSeeds, fit_to_machine, make_resumable
 
-__all__ = ["PlaceSeeds", "VisionAttn", "VisionAttnOptimizer", "fit_to_machine", "make_resumable", "read_checkpoint"]
+__all__ = [
+    "PlaceSeeds",
+    "VisionAttn",
+    "VisionAttnOptimizer",
+    "check_fit",
+    "fit_to_machine",
+    "make_resumable",
+    "read_checkpoint",
+    "read_trained",
+]
 
 # OpenMMLab's maintained fork has a loader of its own and versions of its own that fit together.
 _FORK = hasattr(mmengine_checkpoint, "_safe_torch_load")

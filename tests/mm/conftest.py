@@ -14,3 +14,13 @@ def pytest_collection_modifyitems(items):
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.mm)
             item.add_marker(pytest.mark.filterwarnings("default"))
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """A folder with drawn shapes and the configs that learn from them."""
+    import shapes
+
+    root = tmp_path_factory.mktemp("shapes")
+    shapes.write_all(root)
+    return root

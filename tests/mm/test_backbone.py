@@ -312,6 +312,27 @@ def test_a_checkpoint_with_code_is_not_run(tmp_path, capsys):
     assert "must not run" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "named",
+    ["OneCycleParamScheduler", "OneCycleParamScheduler.__init__", "HistoryBuffer.__init__", "ConfigDict.__init__"],
+)
+def test_a_checkpoint_takes_no_more_of_a_class_than_it_needs(named, tmp_path):
+    from mmengine.config import ConfigDict
+    from mmengine.logging import HistoryBuffer
+    from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+
+    name, _, attribute = named.partition(".")
+    owner = {x.__name__: x for x in (ConfigDict, HistoryBuffer, OneCycleParamScheduler)}[name]
+
+    class Calls:
+        def __reduce__(self):
+            return (getattr, (owner, attribute)) if attribute else (owner, (1, 2))
+
+    torch.save({"state_dict": {}, "meta": Calls()}, tmp_path / "bad.pth")
+    with pytest.raises(ValueError, match="more than tensors"):
+        visionattn.openmmlab.read_checkpoint(tmp_path / "bad.pth")
+
+
 def test_the_training_log_of_mmengine_is_read_without_trusting_the_file(tmp_path):
     from mmengine.logging import HistoryBuffer
 

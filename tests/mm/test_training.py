@@ -8,19 +8,11 @@ import mm_predict
 import mm_test
 import mm_train
 import pytest
-import shapes
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from visionattn.openmmlab import read_checkpoint
-
-
-@pytest.fixture(scope="session")
-def pictures(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("shapes")
-    shapes.write_all(root)
-    return root
 
 
 def scalars(work: Path) -> dict[str, float]:
