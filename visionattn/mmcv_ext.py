@@ -146,6 +146,11 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
     return groups
 
 
+def _widened(*tensors: Tensor) -> list[Tensor]:
+    """Tensors in float32 instead of bfloat16, which torchvision's operators lack on a CPU."""
+    return [x.float() if x.dtype == torch.bfloat16 else x for x in tensors]
+
+
 def roi_align_forward(
     input: Tensor,
     rois: Tensor,
@@ -162,6 +167,7 @@ def roi_align_forward(
     """Fill `output` (R, C, h, w) with averages of bilinear samples of a map (B, C, H, W) in regions (R, 5)."""
     _only_average(pool_mode)
     size = (aligned_height, aligned_width)
+    input, rois = _widened(input, rois)
     output.copy_(_ops.roi_align(input, rois.to(input), spatial_scale, *size, sampling_ratio, aligned))
 
 
@@ -181,6 +187,7 @@ def roi_align_backward(
     """Fill `grad_input` (B, C, H, W) with the gradient of `roi_align_forward`."""
     _only_average(pool_mode)
     sizes = (aligned_height, aligned_width, *grad_input.shape)
+    grad_output, rois = _widened(grad_output, rois)
     grad = _ops._roi_align_backward(grad_output, rois.to(grad_output), spatial_scale, *sizes, sampling_ratio, aligned)
     grad_input.copy_(grad)
 
@@ -200,6 +207,7 @@ def roi_pool_forward(
     spatial_scale: float,
 ) -> None:
     """Fill `output` (R, C, h, w) and `argmax` with the maxima of a map (B, C, H, W) in cells of regions (R, 5)."""
+    input, rois = _widened(input, rois)
     maxima, places = _ops.roi_pool(input, rois.to(input), spatial_scale, pooled_height, pooled_width)
     output.copy_(maxima)
     argmax.copy_(places)
@@ -216,6 +224,7 @@ def roi_pool_backward(
 ) -> None:
     """Fill `grad_input` (B, C, H, W) with the gradient of `roi_pool_forward`."""
     sizes = (pooled_height, pooled_width, *grad_input.shape)
+    grad_output, rois = _widened(grad_output, rois)
     grad_input.copy_(_ops._roi_pool_backward(grad_output, rois.to(grad_output), argmax, spatial_scale, *sizes))
 
 
@@ -267,11 +276,13 @@ def deform_conv_forward(
 ) -> None:
     """Fill `output` with the deformable convolution (v1) of a map (B, C, H, W); `offset` (B, 2 k k groups, H', W')."""
     places = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
+    input, weight, offset = _widened(input, weight, offset)
     no_mask, no_bias = input.new_zeros(len(input), 1), input.new_zeros(len(weight))
     output.copy_(_ops.deform_conv2d(input, weight, offset, no_mask, no_bias, *places, False))
 
 
 def _deform_conv_gradients(grad, input, weight, offset, *places) -> tuple[Tensor, ...]:
+    grad, input, weight, offset = _widened(grad, input, weight, offset)
     no_mask, no_bias = input.new_zeros(len(input), 1), input.new_zeros(len(weight))
     return _ops._deform_conv2d_backward(grad, input, weight, offset, no_mask, no_bias, *places, False)
 
@@ -354,6 +365,7 @@ def modulated_deform_conv_forward(
     """Fill `output` with the deformable convolution (v2) of maps weighed by `mask` (B, k k groups, H', W')."""
     places = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
     bias = bias if with_bias else input.new_zeros(len(weight))
+    input, weight, offset, mask, bias = _widened(input, weight, offset, mask, bias)
     output.copy_(_ops.deform_conv2d(input, weight, offset, mask, bias, *places, True))
 
 
@@ -386,7 +398,8 @@ def modulated_deform_conv_backward(
     """Fill the tensors `grad_*` with the gradients of `modulated_deform_conv_forward`."""
     places = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
     bias = bias if with_bias else input.new_zeros(len(weight))
-    grads = _ops._deform_conv2d_backward(grad_output, input, weight, offset, mask, bias, *places, True)
+    tensors = _widened(grad_output, input, weight, offset, mask, bias)
+    grads = _ops._deform_conv2d_backward(*tensors, *places, True)
     for filled, grad in zip((grad_input, grad_weight, grad_offset, grad_mask), grads, strict=False):
         filled.copy_(grad)
     if with_bias:

@@ -148,6 +148,38 @@ def test_deformable_convolution_samples_where_it_is_told(modulated):
         torch.testing.assert_close(*pair, rtol=1e-3, atol=1e-3)
 
 
+def roi_align(x: torch.Tensor) -> torch.Tensor:
+    return ops.roi_align(x, torch.tensor([[0.0, 1, 1, 7, 6]]).to(x), (3, 4), 1.0, 2, "avg", True)
+
+
+def roi_pool(x: torch.Tensor) -> torch.Tensor:
+    return ops.roi_pool(x, torch.tensor([[0.0, 1, 1, 7, 6]]).to(x), (3, 4))
+
+
+def deformable(x: torch.Tensor) -> torch.Tensor:
+    torch.manual_seed(0)
+    return ops.DeformConv2dPack(4, 5, 3, padding=1)(x)
+
+
+def modulated(x: torch.Tensor) -> torch.Tensor:
+    torch.manual_seed(0)
+    return ops.ModulatedDeformConv2dPack(4, 5, 3, padding=1)(x)
+
+
+@pytest.mark.parametrize("operator", [roi_align, roi_pool, deformable, modulated])
+def test_operators_run_under_autocast_to_bfloat16(operator):
+    torch.manual_seed(1)
+    x = torch.randn(1, 4, 9, 11).bfloat16().float().requires_grad_()
+    wanted = operator(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = operator(x.bfloat16())
+    probe = torch.randn_like(wanted).bfloat16().float()
+    grads = [torch.autograd.grad((y.float() * probe).sum(), x)[0] for y in (got, wanted)]
+    # Eight bits of a number, in a few sums of its like.
+    for one, other in ((got.float(), wanted), grads):
+        assert (one - other).norm() <= 2**-6 * other.norm()
+
+
 def test_focal_loss_is_its_formula():
     torch.manual_seed(0)
     logits, target = torch.randn(6, 3, requires_grad=True), torch.tensor([0, 1, 2, 3, 3, 1])
