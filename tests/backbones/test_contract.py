@@ -168,6 +168,16 @@ def test_torch_func_gives_the_gradients_of_autograd(tiny):
         assert_steps_agree([each[name][number] for name in parameters], want)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_a_trace_takes_another_batch(tiny):
+    model, side = create(tiny), input_size(tiny)
+    with torch.no_grad():
+        traced = torch.jit.trace(model, images(side, side), check_trace=False)
+        for batch in (1, 3):
+            x = images(side, side, batch)
+            torch.testing.assert_close(traced(x), model(x), **CLOSE)
+
+
 def test_channels_last_gives_the_same_answer(tiny):
     model = create(tiny)
     want = run_step(model, images())

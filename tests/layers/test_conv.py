@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from timm.models import checkpoint
 
-from visionattn.layers import DepthwiseConv
+from visionattn.layers import DepthwiseConv, conv_each
 from visionattn.layers.conv import _ConvolvedGradient
 from visionattn_kernels.benchmark import interleaved
 
@@ -112,6 +113,37 @@ def test_scripting_and_copying_keep_the_layer(pair):
     for layer in (torch.jit.script(ours), copy.deepcopy(ours)):
         torch.testing.assert_close(layer(x), plain(x))
         torch.testing.assert_close(gradients(layer, x, x), gradients(plain, x, x))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("way", ["eager", "traced", "scripted", "exported"])
+def test_samples_are_convolved_with_kernels_of_their_own_whatever_their_number(way, with_bias):
+    torch.manual_seed(0)
+
+    class Each(torch.nn.Module):
+        def forward(self, x, weight, bias: torch.Tensor | None = None):
+            return conv_each(x, weight, bias)
+
+    def inputs(batch):
+        tensors = torch.randn(batch, 4, 5, 6), torch.randn(batch, 4, 3, 3)
+        return (*tensors, torch.randn(4)) if with_bias else tensors
+
+    call, example = Each(), inputs(2)
+    if way == "traced":
+        call = torch.jit.trace(call, example)
+    elif way == "scripted":
+        call = torch.jit.script(call)
+    elif way == "exported":
+        batch = {0: torch.export.Dim("batch")}
+        program = torch.export.export(call, example, dynamic_shapes=(batch, batch, None)[: len(example)])
+        # Grouped convolutions of a symbolic number of groups do not convert to ONNX.
+        assert not any("conv" in str(node.target) for node in program.graph.nodes)
+        call = program.module()
+    for number in (1, 2, 3) if way == "exported" else (0, 1, 2, 3):
+        x, weight, *bias = inputs(number)
+        samples = [F.conv2d(a, b.unsqueeze(1), *bias, padding=1, groups=4) for a, b in zip(x, weight, strict=True)]
+        torch.testing.assert_close(call(x, weight, *bias), torch.stack(samples) if number else x)
 
 
 @pytest.mark.speed

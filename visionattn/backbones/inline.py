@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from timm.models import generate_default_cfgs, register_model, register_notrace_module
 from torch import Tensor, nn
 
 from visionattn.backbones import _cswin, _deit, _pvt, _swin
 from visionattn.backbones._linear import TINIEST, adapt, trunk_cfg
 from visionattn.checkpoint import translate
-from visionattn.layers import AttentionBlock, GroupedLinear, zero_pad
+from visionattn.layers import AttentionBlock, GroupedLinear, conv_each, zero_pad
 from visionattn.registry import build
 from visionattn_kernels import linear_attention
 
@@ -71,17 +70,13 @@ class InLineAttention(nn.Module):
 
     def local(self, value: Tensor, mean: Tensor, height: int, width: int) -> Tensor:
         """Convolve the values (B, H W, C) of each image with its own kernel, to which that of CSWin is added."""
-        batch, tokens, dim = value.shape
-        kernel = self.residual(mean).view(batch, dim, 3, 3)
+        kernel = self.residual(mean).view(value.shape[0], value.shape[2], 3, 3)
         bias: Tensor | None = None
         if self.get_v is not None:
             kernel = kernel + self.get_v.weight.squeeze(1)
-            trained = self.get_v.bias
-            if trained is not None:
-                bias = trained.repeat(batch)
-        value = value.transpose(1, 2).reshape(1, batch * dim, height, width)
-        kernel = kernel.reshape(batch * dim, 1, 3, 3)
-        return F.conv2d(value, kernel, bias, padding=1, groups=batch * dim).view(batch, dim, tokens).transpose(1, 2)
+            bias = self.get_v.bias
+        value = value.transpose(1, 2).unflatten(2, (height, width))
+        return conv_each(value, kernel, bias).flatten(2).transpose(1, 2)
 
 
 class TokenInLineAttention(InLineAttention):

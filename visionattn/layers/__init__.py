@@ -1,7 +1,7 @@
 """Modules that are no family's own and that timm's layers lack."""
 
 from visionattn.layers.block import AttentionBlock
-from visionattn.layers.conv import DepthwiseConv, GroupedLinear, fill_patch, pad_to_multiple, zero_pad
+from visionattn.layers.conv import DepthwiseConv, GroupedLinear, conv_each, fill_patch, pad_to_multiple, zero_pad
 from visionattn.layers.ela import ELA
 from visionattn.layers.neighborhood import NeighborhoodAttention
 from visionattn.layers.ulsam import ULSAM, merge_subspaces
@@ -13,6 +13,7 @@ __all__ = [
     "DepthwiseConv",
     "GroupedLinear",
     "NeighborhoodAttention",
+    "conv_each",
     "fill_patch",
     "merge_subspaces",
     "pad_to_multiple",

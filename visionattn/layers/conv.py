@@ -36,6 +36,26 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     return zero_pad(x, [0, -x.shape[3] % multiple, 0, -x.shape[2] % multiple])
 
 
+@register_notrace_function  # whether the batch may change decides, which fx cannot trace
+def conv_each(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve each channel of each sample of (B, C, H, W) with its own 3x3 kernel of (B, C, 3, 3); `bias` is (C,).
+
+    Groups for all channels of all samples take the least time, but what is traced or exported would keep their number,
+    and no sample gives none.
+    """
+    batch, dim, height, width = x.shape
+    any_batch = False
+    if not torch.jit.is_scripting():
+        any_batch = torch.jit.is_tracing() or torch.compiler.is_exporting()
+    if any_batch or batch == 0:
+        products = weight.flatten(2).unsqueeze(2) @ F.unfold(x, 3, padding=1).unflatten(1, (dim, 9))
+        out = products.view(x.shape)
+        return out if bias is None else out + bias.view(-1, 1, 1)
+    samples, kernels = x.reshape(1, -1, height, width), weight.reshape(-1, 1, 3, 3)
+    bias = None if bias is None else bias.repeat(batch)
+    return F.conv2d(samples, kernels, bias, padding=1, groups=batch * dim).view(x.shape)
+
+
 class _ConvolvedGradient(torch.autograd.Function):
     """A depthwise convolution on (B, C, H, W) whose gradients are such convolutions too.
 
