@@ -169,13 +169,18 @@ def test_torch_func_gives_the_gradients_of_autograd(tiny):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning")
-def test_a_trace_takes_another_batch(tiny):
+def test_a_trace_takes_another_batch_and_is_right_at_another_size_or_refuses_it(tiny):
     model, side = create(tiny), input_size(tiny)
     with torch.no_grad():
         traced = torch.jit.trace(model, images(side, side), check_trace=False)
-        for batch in (1, 3):
-            x = images(side, side, batch)
-            torch.testing.assert_close(traced(x), model(x), **CLOSE)
+        for batch, height, width in ((1, side, side), (3, side, side), (1, 96, 128), (1, 224, 160)):
+            x = images(height, width, batch)
+            try:
+                got = traced(x)
+            except RuntimeError:
+                assert (height, width) != (side, side)
+            else:
+                torch.testing.assert_close(got, model(x), **CLOSE)
 
 
 def test_channels_last_gives_the_same_answer(tiny):

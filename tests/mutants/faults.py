@@ -363,8 +363,8 @@ _FAULTS = {
         ("scale of all heads", "(dim // num_heads) ** -0.5", "dim**-0.5", answer("nat_mini")),
         (
             "padding before the map",
-            "max(0, extent - width), 0, max(0, extent - height)))",
-            "max(0, extent - width), max(0, extent - height), 0))",
+            "shortfall(width, extent), 0, shortfall(height, extent)]",
+            "shortfall(width, extent), shortfall(height, extent), 0]",
             SMALL_MAPS,
         ),
     ],

@@ -49,14 +49,19 @@ class ShiftedWindowAttention(WindowAttention):
         x = zero_pad(x, [0, 0, 0, -width % window, 0, -height % window])
         padded_height, padded_width = x.shape[1], x.shape[2]
         shift = self.shift if self.always_shift or min(height, width) > window else 0
+        shifted = shift > 0
         mask: Tensor | None = None
-        if shift > 0:
+        if not torch.jit.is_scripting():  # noqa: SIM102  joined by `and`, the second would be compiled
+            if torch.jit.is_tracing() and not self.always_shift:
+                # A trace cannot choose: it always shifts, be it by nothing.
+                shift, shifted = self.shift * ((height > window) & (width > window)), self.shift > 0
+        if shifted:
             x = torch.roll(x, [-shift, -shift], [1, 2])
             mask = self._mask(padded_height, padded_width, shift, x)
         windows = window_partition(x, self.window_size).flatten(1, 2)
         out = self._attend(windows, mask).view(-1, window, window, x.shape[3])
         out = window_reverse(out, self.window_size, padded_height, padded_width)
-        if shift > 0:
+        if shifted:
             out = torch.roll(out, [shift, shift], [1, 2])
         return out[:, :height, :width]
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from timm.models import PretrainedCfg, generate_default_cfgs, register_model, register_notrace_module
 from torch import Tensor, nn
@@ -34,7 +35,11 @@ class GlobalAttention(NeighborhoodAttention):
         """Map (B, H, W, C) to the same shape."""
         height, width = x.shape[1], x.shape[2]
         bias = self.rpb
-        if height != self.kernel_size or width != self.kernel_size:
+        # At the bias's own size a resize changes nothing, but a trace without one would take no other.
+        any_size = False
+        if not torch.jit.is_scripting():
+            any_size = torch.jit.is_tracing()
+        if any_size or height != self.kernel_size or width != self.kernel_size:
             size = [2 * height - 1, 2 * width - 1]
             bias = F.interpolate(bias.unsqueeze(0), size, mode="bicubic", align_corners=False).squeeze(0)
         return self.proj_drop(self.proj(self.attend(x, bias, [height, width], [1, 1])))

@@ -8,13 +8,21 @@ from torch import Tensor, nn
 from visionattn_kernels.op import wants_plain_aten
 
 
+@register_notrace_function  # compares sizes, which fx cannot trace
+def shortfall(length: int, wanted: int) -> int:
+    """What `length` lacks of `wanted`, or 0."""
+    lack = wanted - length
+    if not torch.jit.is_scripting():  # noqa: SIM102  joined by `and`, the second would be compiled
+        if torch.jit.is_tracing():
+            # A trace would keep one case of max.
+            return (lack + abs(lack)) // 2
+    return max(0, lack)
+
+
 @register_notrace_function  # the size of the map decides, which fx cannot trace
 def fill_patch(x: Tensor, patch_size: int) -> Tensor:
     """Pad a map smaller than one patch with zeros at the bottom and on the right. (B, C, H, W), sides >= patch_size."""
-    lack_y, lack_x = patch_size - x.shape[2], patch_size - x.shape[3]
-    if lack_y > 0 or lack_x > 0:
-        x = F.pad(x, (0, max(0, lack_x), 0, max(0, lack_y)))
-    return x
+    return zero_pad(x, [0, shortfall(x.shape[3], patch_size), 0, shortfall(x.shape[2], patch_size)])
 
 
 @register_notrace_function  # the size of the map decides, which fx cannot trace

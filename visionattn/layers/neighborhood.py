@@ -1,11 +1,11 @@
 """Neighborhood attention as a module (NAT, arXiv:2204.07143; dilation: DiNAT, arXiv:2209.15001)."""
 
 import torch
-import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
+from visionattn.layers.conv import shortfall, zero_pad
 from visionattn_kernels import neighborhood_attention
 
 
@@ -64,8 +64,7 @@ class NeighborhoodAttention(nn.Module):
         """Map (B, H, W, C) to the same shape."""
         height, width = x.shape[1], x.shape[2]
         extent = self.kernel_size * self.dilation
-        if height < extent or width < extent:
-            x = F.pad(x, (0, 0, 0, max(0, extent - width), 0, max(0, extent - height)))
+        x = zero_pad(x, [0, 0, 0, shortfall(width, extent), 0, shortfall(height, extent)])
         x = self.attend(x, self.rpb, [self.kernel_size, self.kernel_size], [self.dilation, self.dilation])
         return self.proj_drop(self.proj(x[:, :height, :width]))
 

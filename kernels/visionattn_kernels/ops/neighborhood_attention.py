@@ -117,7 +117,8 @@ def neighborhood_attention(
     kernel_size, stride, dilation = (pair(value) for value in (kernel_size, stride, dilation))
     _check(query, key, value, kernel_size, stride, dilation, bias)
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    if wants_plain_aten():
+    # Where a trace makes sizes tensors, the op would keep such a window as the number that it is now.
+    if wants_plain_aten() or any(isinstance(size, Tensor) for size in kernel_size):
         with no_autocast(query.device.type):
             return decomposition(query, key, value, kernel_size, stride, dilation, bias, scale)
     return _forward(query, key, value, bias, kernel_size, stride, dilation, scale)[0]
