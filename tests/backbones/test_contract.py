@@ -104,6 +104,19 @@ def test_any_size_that_hypothesis_finds_gives_features_of_the_declared_reduction
     run()
 
 
+@pytest.mark.parametrize("size", [(0, 64), (64, 0)], ids=lambda size: f"{size[0]}x{size[1]}")
+def test_an_empty_image_is_refused(tiny, size):
+    with pytest.raises((RuntimeError, ValueError)):
+        create(tiny)(images(*size))
+
+
+def test_no_image_gives_no_logits(tiny):
+    model = create(tiny)
+    logits = model(images(input_size(tiny), input_size(tiny), 0))
+    assert logits.shape == (0, 1000)
+    logits.sum().backward()
+
+
 def test_features_only_returns_the_raw_stage_outputs(tiny):
     model, extractor = create(tiny), create(tiny, features_only=True)
     x = images()

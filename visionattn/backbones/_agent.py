@@ -83,7 +83,7 @@ class AgentAttention(nn.Module):
         query, key, value = [part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in parts]
         # A view, since pooling keeps its input.
         grid = parts[0][:, first:].unflatten(1, (height, width)).permute(0, 3, 1, 2)
-        agents = F.adaptive_avg_pool2d(grid, self.shape).view(batch, self.num_heads, dim // self.num_heads, -1)
+        agents = F.adaptive_avg_pool2d(grid, self.shape).flatten(2).unflatten(1, (self.num_heads, -1))
         agents = agents.transpose(2, 3) * self.scale
         gather, give = self.biases(height, width)
         gathered = (agents @ key.transpose(2, 3) + gather).softmax(-1).to(value.dtype) @ value

@@ -21,7 +21,13 @@ def shortfall(length: int, wanted: int) -> int:
 
 @register_notrace_function  # the size of the map decides, which fx cannot trace
 def fill_patch(x: Tensor, patch_size: int) -> Tensor:
-    """Pad a map smaller than one patch with zeros at the bottom and on the right. (B, C, H, W), sides >= patch_size."""
+    """Pad a map smaller than one patch with zeros at the bottom and on the right. (B, C, H, W), sides >= patch_size.
+
+    Raises:
+        ValueError: The map is empty, which padding would hide.
+    """
+    if x.shape[2] < 1 or x.shape[3] < 1:
+        raise ValueError(f"height and width must be at least 1, got {x.shape[2]} x {x.shape[3]}")
     return zero_pad(x, [0, shortfall(x.shape[3], patch_size), 0, shortfall(x.shape[2], patch_size)])
 
 
