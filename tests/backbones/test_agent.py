@@ -86,6 +86,16 @@ def test_agent_shapes_that_do_not_exist_or_do_not_fit_are_refused(shapes, messag
         create("test_agent_cswin", agent_shapes=shapes)
 
 
+@pytest.mark.parametrize("family", ["agent", "inline"])
+@pytest.mark.parametrize(("trunk", "smallest"), [("deit", 16), ("pvt", 32), ("swin", 32), ("cswin", 32)])
+def test_the_smallest_image_size_leaves_the_last_stage_a_position_and_smaller_ones_are_refused(family, trunk, smallest):
+    name = f"test_{family}_{trunk}"
+    with torch.no_grad():
+        assert create(name, img_size=smallest)(images(smallest)).shape == (1, 1000)
+    with pytest.raises(ValueError, match=f"img_size must be at least {smallest}, got {smallest - 1}"):
+        create(name, img_size=smallest - 1)
+
+
 @pytest.mark.parametrize("name", ["test_agent_deit", "test_agent_cswin"])
 def test_a_checkpoint_brings_its_own_number_of_agents(name):
     weights = create(name, num_agents=(4, 9, 25, 25)).state_dict()

@@ -40,7 +40,7 @@ class LinearTrunk(Pyramid):
         **kwargs: As of `Pyramid`: the classes, the pooling and the dropout before the classifier.
 
     Raises:
-        ValueError: `linear_depths` does not fit `depths`.
+        ValueError: `linear_depths` does not fit `depths`, or `img_size` is not square or leaves the last stage no map.
     """
 
     attention: ClassVar[Callable[..., nn.Module]]
@@ -69,6 +69,8 @@ class LinearTrunk(Pyramid):
     ):
         dd = {"device": device, "dtype": dtype}
         img_size = square(img_size)
+        if img_size < max(self.reductions):
+            raise ValueError(f"img_size must be at least {max(self.reductions)}, got {img_size}")
         linear_depths = depths if linear_depths is None else linear_depths
         if len(linear_depths) != len(depths) or any(n > depth for n, depth in zip(linear_depths, depths, strict=True)):
             raise ValueError(f"linear_depths must be at most depths {tuple(depths)}, got {tuple(linear_depths)}")

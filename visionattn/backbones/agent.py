@@ -240,9 +240,8 @@ def agent_swin_base(pretrained: bool = False, **kwargs) -> AgentSwin:
 @register_model
 def agent_swin_small_288(pretrained: bool = False, **kwargs) -> AgentSwin:
     """Agent-Swin-S at 288 px."""
-    return _create(
-        AgentSwin, "agent_swin_small_288", pretrained, kwargs, **_swin.SMALL, img_size=288, drop_path_rate=0.3
-    )
+    settings = _swin.SMALL | {"img_size": 288, "drop_path_rate": 0.3}
+    return _create(AgentSwin, "agent_swin_small_288", pretrained, kwargs, **settings)
 
 
 @register_model
@@ -272,9 +271,8 @@ def agent_cswin_base(pretrained: bool = False, **kwargs) -> AgentCSWin:
 @register_model
 def agent_cswin_base_384(pretrained: bool = False, **kwargs) -> AgentCSWin:
     """Agent-CSwin-B at 384 px."""
-    return _create(
-        AgentCSWin, "agent_cswin_base_384", pretrained, kwargs, **_cswin.BASE, img_size=384, drop_path_rate=0.7
-    )
+    settings = _cswin.BASE | {"img_size": 384, "drop_path_rate": 0.7}
+    return _create(AgentCSWin, "agent_cswin_base_384", pretrained, kwargs, **settings)
 
 
 @register_model
