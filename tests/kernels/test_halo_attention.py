@@ -86,6 +86,9 @@ TABLE = torch.zeros(15, 8)
     ("changed", "message"),
     [
         ({"query": MAP[0]}, r"query must be \(B, heads, H, W, D\), got \(3, 9, 13, 8\)"),
+        ({"query": MAP[:, :0]}, r"query must be .* with at least 1 of each but B, got \(2, 0, 9, 13, 8\)"),
+        ({"key": MAP[..., :0, :]}, r"key must be .* with at least 1 of each but B, got \(2, 3, 9, 0, 8\)"),
+        ({"value": MAP[..., :0]}, r"value must be .* with at least 1 of each but B, got \(2, 3, 9, 13, 0\)"),
         ({"query": MAP[:, :, 1:]}, r"query must be key's shape over stride 1 = \(2, 3, 9, 13, 8\), got \(2, 3, 8, 13"),
         ({"value": MAP[:, :1]}, r"value must be key's shape but for the last axis = \(2, 3, 9, 13, 8\), got \(2, 1, 9"),
         ({"stride": 2}, r"query must be key's shape over stride 2 = \(2, 3, 5, 7, 8\), got \(2, 3, 9, 13, 8\)"),

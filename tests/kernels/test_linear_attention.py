@@ -94,7 +94,11 @@ TOKENS = torch.zeros(2, 3, 10, 8)
         ({"key": TOKENS[..., :4]}, r"key must be query's shape = \(2, 3, 10, 8\), got \(2, 3, 10, 4\)"),
         ({"value": TOKENS[:1]}, r"value must be query's shape but for the last axis = \(2, 3, 10, 8\), got \(1, 3"),
         ({"value": TOKENS.half()}, "value must be as query, torch.float32 on cpu, got torch.float16 on cpu"),
-        ({"query": TOKENS[:, :, :0], "key": TOKENS[:, :, :0], "value": TOKENS[:, :, :0]}, "at least one token, got"),
+        (
+            {"query": TOKENS[:, :, :0], "key": TOKENS[:, :, :0], "value": TOKENS[:, :, :0]},
+            "at least 1 of each but B, got",
+        ),
+        ({"query": TOKENS[..., :0], "key": TOKENS[..., :0]}, "at least 1 of each but B, got"),
         ({"normalization": "softmax"}, r"normalization must be one of \('division'.*got 'softmax' and 'identity'"),
         ({"feature_map": "gelu"}, r"feature_map one of \('identity'.*got 'division' and 'gelu'"),
         ({"epsilon": 0.0}, "epsilon must be positive, got 0.0"),

@@ -91,6 +91,14 @@ def maps(*shape: int) -> list[torch.Tensor]:
     ("changes", "message"),
     [
         ({"query": torch.zeros(2, 8, 8, 4)}, "query must be (B, heads, H, W, D), got (2, 8, 8, 4)"),
+        (
+            {"query": torch.zeros(1, 0, 8, 8, 4)},
+            "query must be (B, heads, H, W, D) with at least 1 of each but B, got (1, 0,",
+        ),
+        (
+            {"query": torch.zeros(1, 2, 8, 8, 0)},
+            "query must be (B, heads, H, W, D) with at least 1 of each but B, got (1, 2,",
+        ),
         ({"key": torch.zeros(1, 3, 8, 8, 4)}, "key must be query's shape = (1, 2, 8, 8, 4), got (1, 3, 8, 8, 4)"),
         ({"value": torch.zeros(1, 2, 8, 8, 5)}, "value must be query's shape = (1, 2, 8, 8, 4), got (1, 2, 8, 8, 5)"),
         ({"key": torch.zeros(1, 2, 8, 8, 4).half()}, "key must be as query, torch.float32 on cpu, got torch.float16"),

@@ -28,6 +28,13 @@ def check_rank(name: str, tensor: Tensor, axes: str) -> None:
         raise ValueError(f"{name} must be {axes}, got {tuple(tensor.shape)}")
 
 
+def check_filled(name: str, tensor: Tensor, axes: str) -> None:
+    """Raise ValueError unless `tensor` has the axes `axes`, "(B, heads, H, W, D)" or the like, none but B empty."""
+    check_rank(name, tensor, axes)
+    if 0 in tensor.shape[1:]:
+        raise ValueError(f"{name} must be {axes} with at least 1 of each but B, got {tuple(tensor.shape)}")
+
+
 def check_shape(name: str, tensor: Tensor, axes: str, wanted: Sequence[int]) -> None:
     """Raise ValueError unless `tensor` has the shape `wanted`, whose axes `axes` names."""
     if tuple(tensor.shape) != tuple(wanted):
@@ -35,14 +42,12 @@ def check_shape(name: str, tensor: Tensor, axes: str, wanted: Sequence[int]) -> 
 
 
 def check_tokens(query: Tensor, key: Tensor, value: Tensor) -> None:
-    """Raise ValueError unless query and key are (B, heads, N, D), value is (B, heads, N, E), and there is a token."""
-    check_rank("query", query, "(B, heads, N, D)")
+    """Raise ValueError unless query and key are (B, heads, N, D), value is (B, heads, N, E), none without tokens."""
+    check_filled("query", query, "(B, heads, N, D)")
     check_rank("value", value, "(B, heads, N, E)")
     check_shape("key", key, "query's shape", query.shape)
     check_shape("value", value, "query's shape but for the last axis", (*query.shape[:3], value.shape[-1]))
     check_kind(query=query, key=key, value=value)
-    if query.shape[2] < 1:
-        raise ValueError(f"query must have at least one token, got {tuple(query.shape)}")
 
 
 def check_epsilon(epsilon: float) -> None:

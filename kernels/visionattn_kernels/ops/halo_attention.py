@@ -23,7 +23,7 @@ from torch import Tensor
 from visionattn_kernels.cpu import halo_attention as cpu
 from visionattn_kernels.layout import empty_map
 from visionattn_kernels.op import Operator, define, launcher, no_autocast, register, register_gradient, wants_plain_aten
-from visionattn_kernels.ops.checks import check_kind, check_rank, check_shape
+from visionattn_kernels.ops.checks import check_filled, check_kind, check_shape
 from visionattn_kernels.ops.windows import relative_entries
 
 
@@ -108,7 +108,7 @@ def halo_attention(
 def _check(query: Tensor, key: Tensor, value: Tensor, stride: int) -> None:
     """Raise ValueError where the maps do not fit together."""
     for name, tensor in (("query", query), ("key", key), ("value", value)):
-        check_rank(name, tensor, "(B, heads, H, W, D)")
+        check_filled(name, tensor, "(B, heads, H, W, D)")
     batch, heads, height, width, dim = key.shape
     lengths = (-(-height // stride), -(-width // stride))
     check_shape("query", query, f"key's shape over stride {stride}", (batch, heads, *lengths, dim))

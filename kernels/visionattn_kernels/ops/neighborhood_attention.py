@@ -20,7 +20,7 @@ from torch import Tensor
 from visionattn_kernels.cpu import neighborhood_attention as cpu
 from visionattn_kernels.layout import empty_map
 from visionattn_kernels.op import Operator, define, launcher, no_autocast, register, register_gradient, wants_plain_aten
-from visionattn_kernels.ops.checks import check_kind, check_rank, check_shape
+from visionattn_kernels.ops.checks import check_filled, check_kind, check_shape
 from visionattn_kernels.ops.windows import (
     Pair,
     check_windows,
@@ -128,7 +128,7 @@ def _check(
     query: Tensor, key: Tensor, value: Tensor, kernel_size: Pair, stride: Pair, dilation: Pair, bias: Tensor | None
 ) -> None:
     """Raise ValueError where the arguments do not fit together."""
-    check_rank("query", query, "(B, heads, H, W, D)")
+    check_filled("query", query, "(B, heads, H, W, D)")
     for name, tensor in (("key", key), ("value", value)):
         check_shape(name, tensor, "query's shape", query.shape)
     check_kind(query=query, key=key, value=value, bias=bias)
