@@ -136,7 +136,8 @@ class VisionAttn(BaseModule):
         Raises:
             ValueError: It says nothing that could be done, or its checkpoint does not fit.
         """
-        steps = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []
+        steps = self.init_cfg or []
+        steps = [steps] if isinstance(steps, dict) else steps
         if not isinstance(steps, list | tuple) or not all(isinstance(step, dict) and "type" in step for step in steps):
             raise ValueError(f"init_cfg must be a dict with a type, or a list of them, got {self.init_cfg!r}")
         files = [step for step in steps if step["type"] in ("Pretrained", PretrainedInit)]
