@@ -16,6 +16,16 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.filterwarnings("default"))
 
 
+@pytest.fixture(autouse=True)
+def own_visualizer():
+    """Drop the visualizer: mmengine has one of a name in a process, which logs into the folder of its first run."""
+    yield
+    from mmengine.visualization import Visualizer
+
+    for kind in (Visualizer, *Visualizer.__subclasses__()):
+        kind._instance_dict.clear()
+
+
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory) -> Path:
     """A folder with drawn shapes and the configs that learn from them."""
