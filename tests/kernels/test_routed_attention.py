@@ -35,8 +35,8 @@ def test_the_dense_and_the_copying_path_agree(case, monkeypatch):
     answers = []
     for queries in (0, 10**6):
         monkeypatch.setattr(cpu, "COPY_IN_QUERIES", queries)
-        for at_once in ("FORWARD_AT_ONCE", "BACKWARD_AT_ONCE"):
-            monkeypatch.setattr(cpu, at_once, 4000)
+        for elements in ("FORWARD_WHOLE", "FORWARD_AT_ONCE", "BACKWARD_AT_ONCE"):
+            monkeypatch.setattr(cpu, elements, 4000)
         assert cpu._is_dense(case.tensors()["query"], case.tensors()["routes"]) == bool(queries)
         answers.append(evaluate(routed_attention, case, case.tensors()))
     for name in answers[0]:

@@ -16,10 +16,12 @@ from visionattn_kernels.layout import empty_map
 _attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-# Elements of keys, and of values, copied at once in the forward: 4 MiB each in float32, all of a small map's, whose
-# result needs no joining then. With twice as many, 16x4x49x16x32 with 4 routes took 8 to 17 % longer. The backward has
-# gradients of as much beside them, and took 10 % longer with more than a quarter (4 images of these, one thread).
-FORWARD_AT_ONCE = 2**20
+# Elements of keys, and of values, that the forward copies in one go, 8 MiB each in float32: all of a small map's, whose
+# result needs no joining then. In two calls 4x4x49x16x32 with 4 routes took 25 % longer.
+FORWARD_WHOLE = 2**21
+# Of larger ones it copies so many at a time: 16x4x49x16x32 took 9 % longer with four times as many. The backward has
+# gradients of as much beside them, and took 10 % longer with more than half (4 images of these, one thread).
+FORWARD_AT_ONCE = 2**19
 BACKWARD_AT_ONCE = 2**18
 
 # Copying a key takes as long as attending to it from so many queries: both paths break even between 10 and 20 for
@@ -50,7 +52,7 @@ def backward(grad, query, key, value, routes, out, lse, scale):
 def _copied_forward(query, key, value, routes, scale):
     """Result and logarithms of sums for some regions at a time, (n, T, heads, D) and (n, T, heads)."""
     q, k, v = (_regions(x) for x in (query, key, value))
-    for some, rows in _chunks(routes, q, FORWARD_AT_ONCE):
+    for some, rows in _chunks(routes, q, FORWARD_AT_ONCE, FORWARD_WHOLE):
         keys, values = (_copy(x, rows, q.dtype) for x in (k, v))
         yield tuple(x.transpose(1, 2) for x in _attend(_some(q, some, q.dtype), keys, values, scale=scale))
 
@@ -149,11 +151,15 @@ def _regions(x: Tensor) -> Tensor:
     return x.movedim(1, 3).flatten(0, 1).movedim(2, 1)
 
 
-def _chunks(routes: Tensor, regions: Tensor, at_once: int) -> Iterator[tuple[slice, Tensor]]:
-    """Split the regions of all images so that `at_once` elements are copied: some regions, and the rows they name."""
+def _chunks(routes: Tensor, regions: Tensor, at_once: int, whole: int = 0) -> Iterator[tuple[slice, Tensor]]:
+    """Split the regions of all images so that `at_once` elements are copied: some regions, and the rows they name.
+
+    Up to `whole` elements are not split.
+    """
     batch, per_image, count = routes.shape
     rows = (routes + torch.arange(0, batch * per_image, per_image)[:, None, None]).flatten(0, 1)
-    step = max(1, at_once // max(1, count * regions[:1].numel()))
+    elements = max(1, count * regions[:1].numel())
+    step = max(1, (whole if len(rows) * elements <= whole else at_once) // elements)
     for first in range(0, max(1, len(rows)), step):
         some = slice(first, first + step)
         yield some, rows[some]
