@@ -120,6 +120,8 @@ def _plain_gradients(
     plain: Callable, grad: Tensor, tensors: Sequence[Tensor | None], settings: Sequence
 ) -> list[Tensor | None]:
     """Gradients of `tensors` that can be differentiated again, None for those that want none."""
+    # One tensor may be several arguments, whose gradients have to be told apart.
+    tensors = [x.view_as(x) if x is not None and x.requires_grad else x for x in tensors]
     wanted = [x for x in tensors if x is not None and x.requires_grad]
     # Of torch's kernels for attention this one has second derivatives.
     with no_autocast(grad.device.type), sdpa_kernel(SDPBackend.MATH):

@@ -121,6 +121,15 @@ def test_second_derivatives_are_those_of_the_reference(case):
         assert relative_error(got, want) < 1e-12, name
 
 
+def test_second_derivatives_of_one_tensor_as_several_arguments_are_those_of_the_reference():
+    x = torch.randn(1, 2, 7, 7, 4, dtype=torch.float64, requires_grad=True)
+    found = []
+    for function in (OPS["neighborhood_attention"].call, OPS["neighborhood_attention"].reference):
+        (first,) = torch.autograd.grad(function(x, x, x, kernel_size=3).square().sum(), x, create_graph=True)
+        found.append(torch.cat([first.detach(), *torch.autograd.grad(first.square().sum(), x)]))
+    assert relative_error(*found) < 1e-12
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # which torch itself uses there
 @pytest.mark.parametrize("case", FIRST)
 def test_derivatives_in_forward_mode_are_those_of_the_reference(case):
